@@ -1,0 +1,523 @@
+"""ParaDetox rows -> clean sentences with their rewrites -> leak-free splits -> token rows."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.prompt import format_prompt
+from sft.recipe import DataConfig, RecipeError, find_path
+from sft.run_dir import hash_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+# The two layouts of ParaDetox: a row a sentence (GitHub), and a row a pair (Hub). Only the first rewrite is required.
+LAYOUTS = {
+    "toxic": ("neutral1", "neutral2", "neutral3"),
+    "en_toxic_comment": ("en_neutral_comment",),
+}
+# Sentences that differ by a single word count as near-duplicates from this many shared words on. Below it, short
+# insults ("what a jerk", "what a fool") would all be one group.
+NEAR_DUPLICATE_WORDS = 6
+SPLIT_RULE = (
+    "by source sentence: blake2b(seed, words of the group's first sentence) as a fraction in [0, 1): "
+    "below `test` it is test, below `test + validation` validation, else train. "
+    "One group: sources with the same words (case, punctuation and spacing aside), sources of more than "
+    f"{NEAR_DUPLICATE_WORDS} words that differ by one word, and a source that is a rewrite of another."
+)
+
+
+class DataError(RecipeError):
+    """A data set that can't be read: what was found, where, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One toxic source sentence and all its human rewrites, cleaned."""
+
+    toxic: str
+    references: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the sentence's SHA-256: the same in every split, file and run."""
+        return hashlib.sha256(self.toxic.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows came from: what the manifest and the card say of it."""
+
+    name: str
+    revision: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256
+
+
+@dataclass(frozen=True)
+class Table:
+    """The raw cells: a toxic cell and its neutral cells for each row, in file order."""
+
+    source: Source
+    rows: list[tuple[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Cleaned examples, and what the cleaning dropped."""
+
+    source: Source
+    examples: list[Example]
+    counts: dict[str, int]
+
+
+# ---------------------------------------------------------------------------------------------------------- text
+
+
+def clean_text(text: str) -> str:
+    """Return `text` in Unicode NFC on one line: each run of white space is one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def normalise(text: str) -> str:
+    """Return the lower-cased words of `text`, or the text itself where it has no word: the key that splits go by."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())) or clean_text(text)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def read_corpus(config: DataConfig) -> Corpus:
+    """Read and clean the data set that a recipe names.
+
+    Raises:
+        DataError: the source is missing, empty, not UTF-8, lacks a column, or has a broken row.
+    """
+    return clean_rows(read_table(config))
+
+
+def read_table(config: DataConfig) -> Table:
+    """Read the toxic and the neutral columns of a Hub data set, a file or a folder, through `datasets`."""
+    path = find_path(config.source)
+    if path is not None:
+        return load_files(path, config, Source(config.source))
+    if config.source.endswith(SUFFIXES) or config.source.startswith((".", "/", "~")):
+        raise DataError(
+            f"{config.source}: no such file or folder. Relative paths start at the working directory ({Path.cwd()}).",
+            key="data.source",
+        )
+    folder, commit = download_data_set(config)
+    return load_files(folder, config, Source(config.source, commit))
+
+
+def download_data_set(config: DataConfig) -> tuple[Path, str]:
+    """Download a Hub data set at one commit; return the folder and that commit's full hash.
+
+    The whole snapshot is taken first, and `datasets` reads the folder: the same code as for local files, one commit
+    for all files, and the cache serves it again without network.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = snapshot_download(
+            config.source,
+            repo_type="dataset",
+            revision=config.revision,
+            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES] + ["README.md"],
+        )
+    except RepositoryNotFoundError:
+        raise DataError(
+            f"{config.source} is neither a file or folder here nor a data set on the Hub that you can see. "
+            "Expected a Hub id such as s-nlp/paradetox, or a .tsv, .csv, .jsonl or .parquet file or folder. "
+            "If it is private, log in with `hf auth login`.",
+            key="data.source",
+        ) from None
+    except RevisionNotFoundError:
+        raise DataError(
+            f"{config.source} has no revision {config.revision!r}. Expected a branch, a tag or a commit of it.",
+            key="data.revision",
+        ) from None
+    except HFValidationError as error:
+        raise DataError(f"{config.source!r} is no Hub id and no file or folder here: {error}", key="data.source") from None
+    except LocalEntryNotFoundError:
+        raise DataError(
+            f"the Hub could not be reached, and {config.source} is not in the local cache. "
+            "Go online once, or name a file: --data.source FILE.",
+            key="data.source",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise DataError(f"{config.source}: the Hub did not deliver it: {first_line(error)}", key="data.source") from None
+    return Path(folder), Path(folder).name
+
+
+def load_files(path: Path, config: DataConfig, source: Source) -> Table:
+    """Read one file, or a folder's files for `config.split`, as `datasets` finds them."""
+    import datasets
+
+    paths = [path] if path.is_file() else list_files(path, config)
+    header = check_files(paths)
+    toxic, neutral = choose_columns(header, config, paths[0])
+    loader = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[paths[0].suffix]
+    options: dict[str, Any] = {}
+    if loader == "csv":
+        # Every cell is text: pandas would turn the sentences "null" and "NA" into gaps, and "123" into a number.
+        options = {
+            "sep": "\t" if paths[0].suffix == ".tsv" else ",",
+            "keep_default_na": False,
+            "features": datasets.Features({name: datasets.Value("string") for name in header}),
+        }
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        data = datasets.load_dataset(loader, data_files=[str(p) for p in paths], split="train", **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise DataError(f"{path}: could not be read: {first_line(error.__cause__ or error)}", key="data.source") from None
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    for name in (toxic, *neutral):
+        kind = data.features[name]
+        if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+            raise DataError(f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source")
+    columns = [data[name] for name in (toxic, *neutral)]
+    rows = [(cells[0] or "", [cell or "" for cell in cells[1:]]) for cells in zip(*columns, strict=True)]
+    files = {p.name: hash_file(p) for p in paths}
+    return Table(Source(source.name, source.revision, files), rows)
+
+
+def list_files(folder: Path, config: DataConfig) -> list[Path]:
+    """Return the folder's files that belong to `config.split`, as `datasets` tells splits apart (by name or README)."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+    except (FileNotFoundError, ValueError):  # EmptyDatasetError and DataFilesNotFoundError among them
+        found = {}
+    by_split = {str(split): sorted(p for p in map(Path, files) if p.suffix in SUFFIXES) for split, files in found.items()}
+    if not any(by_split.values()):
+        raise DataError(f"{folder}: no data file in this folder. Expected {', '.join(SUFFIXES)}.", key="data.source")
+    paths = by_split.get(config.split)
+    if not paths:
+        raise DataError(
+            f"{folder}: no split {config.split!r} in this folder; it has {', '.join(sorted(by_split))}.", key="data.split"
+        )
+    if len({p.suffix for p in paths}) > 1:
+        kinds = ", ".join(sorted({p.suffix for p in paths}))
+        raise DataError(f"{folder}: files of several kinds ({kinds}). Name one file.", key="data.source")
+    return paths
+
+
+def check_files(paths: Sequence[Path]) -> list[str]:
+    """Return the files' column names, after looking for faults that `datasets` reports without file and row."""
+    headers = {}
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path}: unknown kind of file. Expected {', '.join(SUFFIXES)}.", key="data.source")
+        if path.suffix == ".parquet":
+            headers[path] = read_parquet_header(path)
+            continue
+        text = decode_file(path)
+        headers[path] = check_json_lines(path, text) if path.suffix == ".jsonl" else check_delimited(path, text)
+    first = paths[0]
+    for path in paths[1:]:
+        if headers[path] != headers[first]:
+            raise DataError(
+                f"{path}: its columns ({', '.join(headers[path])}) are not those of {first} ({', '.join(headers[first])}).",
+                key="data.source",
+            )
+    return headers[first]
+
+
+def decode_file(path: Path) -> str:
+    """Return a text file's content, read as UTF-8 with or without a byte order mark."""
+    content = path.read_bytes()
+    if not content.strip():
+        raise DataError(f"{path}: the file is empty. Expected a header and at least one row.", key="data.source")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{row}: not UTF-8 (byte 0x{content[error.start]:02x}). Convert it: iconv -f latin1 -t utf8.",
+            key="data.source",
+        ) from None
+
+
+def check_delimited(path: Path, text: str) -> list[str]:
+    """Return the header of a .tsv or .csv file. A row may leave out empty fields at its end, but not all of them."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    header: list[str] = []
+    rows = 0
+    start = 1
+    try:
+        for fields in reader:
+            if not header:
+                header = fields
+                check_header(path, header)
+            elif fields:
+                rows += 1
+                if not 2 <= len(fields) <= len(header):
+                    raise DataError(
+                        f"{path}:{start}: this row has {count(len(fields), 'field')}, expected 2 to {len(header)}. "
+                        "A field that holds a tab, a comma, a quote or a line break must be quoted.",
+                        key="data.source",
+                    )
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{start}: broken quoting in the row that starts here ({error}). "
+            'A quote inside a quoted field is written twice: "".',
+            key="data.source",
+        ) from None
+    if not rows:
+        raise DataError(f"{path}: a header and no rows.", key="data.source")
+    return header
+
+
+def check_header(path: Path, header: list[str]) -> None:
+    if len(header) < 2:
+        raise DataError(
+            f"{path}:1: only one column ({header[0]!r}). Expected a toxic and a neutral one, with "
+            f"{'tabs' if path.suffix == '.tsv' else 'commas'} between them.",
+            key="data.source",
+        )
+    for name, times in Counter(header).items():
+        if times > 1:
+            raise DataError(f"{path}:1: the column {name!r} stands there {times} times.", key="data.source")
+
+
+def check_json_lines(path: Path, text: str) -> list[str]:
+    """Return the union of the keys of a .jsonl file, in order of appearance."""
+    header: dict[str, None] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}).", key="data.source") from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}:{number}: a {type(row).__name__}, expected an object such as "
+                '{"toxic": "…", "neutral1": "…"}.',
+                key="data.source",
+            )
+        header.update(dict.fromkeys(row))
+    return list(header)
+
+
+def read_parquet_header(path: Path) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        parquet = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file ({first_line(error)}).", key="data.source") from None
+    if not parquet.metadata.num_rows:
+        raise DataError(f"{path}: a header and no rows.", key="data.source")
+    return list(parquet.schema_arrow.names)
+
+
+def choose_columns(header: Sequence[str], config: DataConfig, path: Path) -> tuple[str, list[str]]:
+    """Return the toxic and the neutral column names: the recipe's, or those of the ParaDetox layout that fits."""
+    toxic = config.toxic or next((name for name in LAYOUTS if name in header), None)
+    if toxic is None:
+        raise DataError(
+            f"{path}: no toxic column; it has {', '.join(header)}. Expected {' or '.join(LAYOUTS)}, "
+            "or name yours with --data.toxic and --data.neutral.",
+            key="data.toxic",
+        )
+    if config.neutral:
+        neutral = list(config.neutral)
+        missing = [name for name in neutral if name not in header]
+    else:
+        layout = LAYOUTS.get(toxic, LAYOUTS["toxic"])
+        neutral = [name for name in layout if name in header]
+        missing = [] if neutral else [layout[0]]
+    missing = [name for name in (toxic, *missing) if name not in header]
+    if missing:
+        raise DataError(
+            f"{path}: no column {' or '.join(map(repr, missing))}; it has {', '.join(header)}. "
+            "Name the columns with --data.toxic and --data.neutral.",
+            key="data.toxic" if toxic in missing else "data.neutral",
+        )
+    return toxic, neutral
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 row", "2 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# ------------------------------------------------------------------------------------------------------ cleaning
+
+
+def clean_rows(table: Table) -> Corpus:
+    """Clean the rows, merge those of one sentence, and count all that is dropped.
+
+    Counts:
+        rows: rows read. pairs: cells with a rewrite. changed_text: cells that NFC or white space changed.
+        empty_toxic: rows without a toxic sentence. empty_neutral: rows without any rewrite.
+        duplicate_pairs: pairs that stood there before. identical_pairs: pairs whose two sides are the same.
+        merged_rows: rows whose sentence had a row before. no_reference_left: sentences that lost all rewrites.
+        examples, references: what is left.
+    """
+    counts: Counter[str] = Counter(rows=len(table.rows))
+    rewrites: dict[str, dict[str, None]] = {}
+    seen_identical: set[str] = set()
+    for raw_toxic, raw_neutrals in table.rows:
+        toxic = clean_text(raw_toxic)
+        neutrals = [clean_text(cell) for cell in raw_neutrals]
+        counts["changed_text"] += (toxic != raw_toxic) + sum(a != b for a, b in zip(neutrals, raw_neutrals, strict=True))
+        neutrals = [neutral for neutral in neutrals if neutral]
+        counts["pairs"] += len(neutrals)
+        if not toxic:
+            counts["empty_toxic"] += 1
+            continue
+        if not neutrals:
+            counts["empty_neutral"] += 1
+            continue
+        counts["merged_rows"] += toxic in rewrites
+        known = rewrites.setdefault(toxic, {})
+        for neutral in neutrals:
+            if neutral == toxic:
+                counts["duplicate_pairs" if toxic in seen_identical else "identical_pairs"] += 1
+                seen_identical.add(toxic)
+            elif neutral in known:
+                counts["duplicate_pairs"] += 1
+            else:
+                known[neutral] = None
+    examples = [Example(toxic, tuple(known)) for toxic, known in rewrites.items() if known]
+    counts["no_reference_left"] = len(rewrites) - len(examples)
+    counts["examples"] = len(examples)
+    counts["references"] = sum(len(example.references) for example in examples)
+    order = ["rows", "pairs", "changed_text", "empty_toxic", "empty_neutral", "merged_rows", "duplicate_pairs"]
+    order += ["identical_pairs", "no_reference_left", "examples", "references"]
+    return Corpus(table.source, examples, {name: counts[name] for name in order})
+
+
+# ------------------------------------------------------------------------------------------------------ splitting
+
+
+def split_examples(examples: Sequence[Example], validation: float, test: float, seed: int) -> dict[str, list[Example]]:
+    """Split by groups of linked source sentences (see `SPLIT_RULE`); each split keeps the file's order."""
+    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    for example, group in zip(examples, group_sources(examples), strict=True):
+        place = hash_fraction(normalise(examples[group].toxic), seed)
+        splits["test" if place < test else "validation" if place < test + validation else "train"].append(example)
+    return splits
+
+
+def hash_fraction(key: str, seed: int) -> float:
+    """Return a number in [0, 1) that depends on `key` and `seed` alone."""
+    digest = hashlib.blake2b(f"{seed}\n{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def group_sources(examples: Sequence[Example]) -> list[int]:
+    """Return, for each example, the index of the first example of its group.
+
+    The first in file order stands for the group, so that appended rows move a row only where they link two groups.
+    """
+    parent = list(range(len(examples)))
+
+    def find(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[str, int] = {}
+    for index, example in enumerate(examples):
+        for key in link_keys(example.toxic):
+            a, b = find(first.setdefault(key, index)), find(index)
+            parent[max(a, b)] = min(a, b)
+    for index, example in enumerate(examples):
+        for reference in example.references:
+            source = first.get(normalise(reference))
+            if source is not None:
+                a, b = find(source), find(index)
+                parent[max(a, b)] = min(a, b)
+    return [find(index) for index in range(len(examples))]
+
+
+def link_keys(text: str) -> Iterator[str]:
+    """Yield the keys of which two linked sources share one: the words, and the words with one left out.
+
+    Two sentences that differ by a word replaced, added or dropped share such a key (the deletion neighbourhood of
+    Bocek et al. 2007, over words).
+    """
+    words = normalise(text).split()
+    yield " ".join(words)
+    if len(words) > NEAR_DUPLICATE_WORDS:
+        for index in range(len(words)):
+            yield " ".join([*words[:index], *words[index + 1 :]])
+
+
+def find_leaks(splits: dict[str, list[Example]]) -> list[str]:
+    """Return one line for each source sentence that stands in two splits, as itself or as another's rewrite.
+
+    Written apart from `group_sources` on purpose: it looks at the outcome, whatever rule made the splits.
+    """
+    places: dict[str, set[str]] = defaultdict(set)
+    sources: dict[str, set[str]] = defaultdict(set)
+    for split, examples in splits.items():
+        for example in examples:
+            key = normalise(example.toxic)
+            sources[key].add(split)
+            places[key].add(split)
+            for reference in example.references:
+                places[normalise(reference)].add(split)
+    return [
+        f"{key!r} stands in {' and '.join(sorted(places[key]))}" for key in sources if len(places[key] | sources[key]) > 1
+    ]
+
+
+def hash_examples(examples: Iterable[Example]) -> str:
+    """Return the SHA-256 of examples with their references, in order: the name of a split in every report."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.toxic, *example.references], ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ tokenising
+
+
+def tokenise_pairs(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None, completion_only: bool = True
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Return a row for each (sentence, rewrite) pair, and the number of pairs that were too long.
+
+    A row holds `input_ids` and `labels`, two lists of the same length: prompt, answer, EOS. Prompt labels are -100
+    (not scored) unless `completion_only` is false. Prompt and answer are tokenised apart, so the prompt has the very
+    tokens it has at generation. A pair longer than `max_length` tokens is left out: an answer is never cut.
+    """
+    pairs = [(example.toxic, reference) for example in examples for reference in example.references]
+    if not pairs:
+        return [], 0
+    eos = tokenizer.eos_token_id
+    prompts = tokenizer([format_prompt(toxic) for toxic, _ in pairs])["input_ids"]
+    answers = tokenizer([reference for _, reference in pairs], add_special_tokens=False)["input_ids"]
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if max_length is None or len(prompt) + len(answer) + 1 <= max_length:
+            ids = [*prompt, *answer, eos]
+            rows.append({"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :] if completion_only else ids})
+    return rows, len(pairs) - len(rows)

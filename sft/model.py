@@ -1,0 +1,298 @@
+"""The base model and its adapter: resolve, check, load in 4 bit, save, and load again for generation.
+
+torch and transformers take seconds to import; they are imported where they are used, after arguments are read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.data import first_line
+from sft.recipe import PROJECT, Recipe, RecipeError, find_path
+from sft.run_dir import RunDir, hash_file
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from trl import ModelConfig, SFTTrainer
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, resolved: a folder here, or a Hub repository at one commit."""
+
+    name: str  # as it is published: the Hub id, or the path as the recipe gives it
+    path: str  # what from_pretrained takes
+    revision: str | None  # the Hub commit; None for a folder
+    weights: dict[str, str]  # for a folder: weight file -> SHA-256
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "revision": self.revision, "weights": self.weights}
+
+
+# ------------------------------------------------------------------------------------------------------ resolving
+
+
+def resolve_base(name: str, revision: str | None = None) -> Base:
+    """Find a base model here or on the Hub, and pin it to a commit there.
+
+    Raises:
+        RecipeError: it is neither, or the Hub can't be reached and the cache does not have it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    path = find_path(name)
+    if path is not None:
+        if not (path / "config.json").is_file():
+            raise RecipeError(f"{name} is no model folder (no config.json in it).", "model_name_or_path")
+        weights = {p.name: hash_file(p) for p in sorted(path.glob("*.safetensors"))}
+        return Base(name_folder(path), str(path), None, weights)
+    try:
+        config = hf_hub_download(name, "config.json", revision=revision)
+    except LocalEntryNotFoundError:
+        raise RecipeError(
+            f"the Hub could not be reached, and {name} is not in the local cache. Go online once, or name a folder.",
+            "model_name_or_path",
+        ) from None
+    except RepositoryNotFoundError:
+        raise RecipeError(
+            f"{name} is neither a folder here nor a model on the Hub that you can see. If it is private, log in with "
+            "`hf auth login`.",
+            "model_name_or_path",
+        ) from None
+    except RevisionNotFoundError:
+        raise RecipeError(
+            f"{name} has no revision {revision!r}. Expected a branch, a tag or a commit of it.", "model_revision"
+        ) from None
+    except EntryNotFoundError:
+        raise RecipeError(f"{name} on the Hub is no transformers model (no config.json in it).", "model_name_or_path") from None
+    except HFValidationError:
+        raise RecipeError(f"{name!r} is no Hub id, and there is no such folder here.", "model_name_or_path") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise RecipeError(f"{name}: the Hub did not deliver it: {first_line(error)}", "model_name_or_path") from None
+    return Base(name, name, Path(config).parent.name, {})
+
+
+def name_folder(path: Path) -> str:
+    """Return the name that a local base is published under: its path in the project, else the folder's name alone.
+
+    An absolute path says nothing to another reader, and holds a user's name.
+    """
+    resolved = path.resolve()
+    return str(resolved.relative_to(PROJECT)) if resolved.is_relative_to(PROJECT) else resolved.name
+
+
+def load_config(base: Base, trust_remote_code: bool = False) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path") from None
+
+
+def load_tokenizer(
+    base: Base, pad_token: str | None = None, eos_token: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load a base model's tokenizer, with the recipe's pad and EOS tokens where it names them.
+
+    Raises:
+        RecipeError: a named token is not in the vocabulary, or the base has no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path") from None
+    for key, token in (("pad_token", pad_token), ("eos_token", eos_token)):
+        if token is not None and token not in tokenizer.get_vocab():
+            raise RecipeError(f"found {token!r}, expected a token of {base.name}'s vocabulary.", key)
+        if token is not None:
+            setattr(tokenizer, key, token)
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+def find_model_conflicts(
+    recipe: Recipe, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[RecipeError]:
+    """Yield the faults of a recipe that only its model's config and tokenizer can show."""
+    trl = recipe.trl
+    if config.model_type == "bloom":
+        for key in ("packing", "padding_free"):
+            if trl[key]:
+                yield RecipeError(
+                    "BLOOM ignores position_ids, so examples packed into one row would read each other without a warning. "
+                    "Expected false.",
+                    key,
+                )
+        if trl["attn_implementation"] not in (None, "eager"):
+            yield RecipeError(
+                f"found {trl['attn_implementation']!r}, and BLOOM has eager attention only. Expected eager or null.",
+                "attn_implementation",
+            )
+        if trl["fp16"] or trl["dtype"] == "float16":
+            yield RecipeError(
+                "BLOOM overflows in float16. Expected bfloat16, or float32 where the hardware lacks it.",
+                "fp16" if trl["fp16"] else "dtype",
+            )
+    if tokenizer.pad_token is None:
+        yield RecipeError("this tokenizer has no pad token. Name a token of its vocabulary other than EOS.", "pad_token")
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        yield RecipeError(
+            f"pad and EOS are both {tokenizer.eos_token!r}: with EOS masked as padding, a model never learns to stop. "
+            "Name another token of the vocabulary.",
+            "pad_token",
+        )
+
+
+def find_hardware_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
+    """Yield the faults of a recipe on this machine."""
+    import torch
+
+    trl = recipe.trl
+    if not torch.cuda.is_available() or trl["use_cpu"]:
+        if trl["fp16"] or trl["dtype"] == "float16":
+            yield RecipeError(
+                "float16 does not train on a CPU. Expected bf16: true, or dtype: float32.", "fp16" if trl["fp16"] else "dtype"
+            )
+        if trl["optim"].startswith("paged_"):
+            yield RecipeError(f"found {trl['optim']}, which needs a GPU. Expected adamw_torch_fused.", "optim")
+    elif trl["bf16"] is not False and not trl["fp16"] and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        yield RecipeError(f"{name} has no bfloat16. Expected bf16: false with dtype: float32 (slower).", "bf16")
+
+
+def build_model_config(recipe: Recipe) -> "ModelConfig":
+    """Return TRL's ModelConfig of a recipe."""
+    import dataclasses
+
+    from trl import ModelConfig
+
+    return ModelConfig(**{f.name: recipe.trl[f.name] for f in dataclasses.fields(ModelConfig)})
+
+
+def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, int]:
+    """Return the trainable and the total number of parameters with LoRA, from shapes alone: no weight is loaded.
+
+    Raises:
+        RecipeError: the LoRA keys do not fit the model.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl import get_peft_config
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trl["trust_remote_code"])
+        try:
+            return get_peft_model(model, get_peft_config(build_model_config(recipe))).get_nb_trainable_parameters()
+        except ValueError as error:
+            raise RecipeError(
+                f"{first_line(error)} BLOOM's linear layers: query_key_value, dense, dense_h_to_4h, dense_4h_to_h; "
+                "any model's: all-linear.",
+                "lora_target_modules",
+            ) from None
+
+
+# ----------------------------------------------------------------------------------------------- loading and saving
+
+
+def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
+    """Load the base model as the recipe says: quantised or not, in the recipe's dtype, on this process's device.
+
+    Without a GPU, transformers quantises on the CPU, through bitsandbytes as well.
+    """
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM
+    from trl import get_quantization_config
+
+    model_config = build_model_config(recipe)
+    quantization = get_quantization_config(model_config)
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path,
+        revision=base.revision,
+        dtype=model_config.dtype,
+        attn_implementation=model_config.attn_implementation,
+        trust_remote_code=recipe.trl["trust_remote_code"],
+        quantization_config=quantization,
+        device_map={"": "cpu" if recipe.trl["use_cpu"] else PartialState().device} if quantization else None,
+        **(recipe.trl["model_init_kwargs"] or {}),
+    )
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation (rounding their
+        # scales to bf16), and its kernel for them has no gradient: the training that follows would break.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model.config.use_cache = False
+    return model
+
+
+def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
+    """Write the adapter's two files, complete or not at all; every process must call it (sharded weights are gathered).
+
+    peft writes the base's local path and an order of modules that changes from run to run; both are put right, so that
+    the same training gives the same bytes, and a reader finds the base by its Hub id and commit.
+    """
+    temporary = run.root / ".adapter"
+    trainer.save_model(str(temporary))
+    if trainer.accelerator.is_main_process:
+        config = json.loads((temporary / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = base.name
+        config["revision"] = base.revision
+        for key, value in config.items():
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                config[key] = sorted(value)
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for path in temporary.iterdir():
+            if path.name not in (run.adapter_weights.name, run.adapter_config.name):
+                path.unlink()
+            else:
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        shutil.rmtree(run.adapter, ignore_errors=True)
+        temporary.replace(run.adapter)  # from here on the run is finished
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def load_finetuned(
+    base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device"
+) -> "PreTrainedModel":
+    """Load a base with an adapter for generation (without one: the base alone).
+
+    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant` and `dtype`, as
+    in the recipe. On a CPU the quantised weights are then turned back into float32 and the adapter is merged into them:
+    the same values as in training, and generation need not dequantise each weight for each token.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from trl import ModelConfig, get_quantization_config
+
+    config = get_quantization_config(ModelConfig(**quantization))
+    on_cpu = device.type == "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path,
+        revision=base.revision,
+        dtype="float32" if on_cpu and config is None else quantization["dtype"],
+        quantization_config=config,
+        device_map={"": device} if config is not None else None,
+    )
+    if on_cpu and config is not None:
+        model = model.dequantize(dtype=torch.float32).float()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+        if on_cpu or config is None:
+            model = model.merge_and_unload()
+    model.config.use_cache = True
+    return model.to(device).eval() if on_cpu or config is None else model.eval()

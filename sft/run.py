@@ -1,0 +1,29 @@
+"""Train an adapter: accelerate launch sft/run.py recipes/tiny.yaml [--key value …]"""
+
+import argparse
+
+from sft.check import inspect_recipe
+from sft.recipe import parse_command, run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="accelerate launch sft/run.py", description="Train the adapter of a recipe.")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the run directory")
+    arguments, words = parse_command(parser)
+    preflight = inspect_recipe(arguments.recipe, words)
+
+    from sft.model import load_base, save_adapter
+    from sft.train import build_trainer, record_training, start_run
+
+    run, checkpoint = start_run(preflight, arguments.overwrite)
+    model = load_base(preflight.recipe, preflight.base)
+    trainer = build_trainer(preflight, model, run)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    record_training(trainer, run)
+    save_adapter(trainer, run, preflight.base)
+    trainer.accelerator.print(f"adapter: {run.adapter}\nnext: accelerate launch eval/run.py {run.root}")
+    trainer.end()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,266 @@
+"""Training: open the run directory, build TRL's SFTTrainer, show and log its progress, close the run."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer, get_peft_config
+
+from sft.check import Preflight
+from sft.data import SPLITS
+from sft.model import build_model_config
+from sft.recipe import PROJECT, Recipe, dump_yaml, load_recipe
+from sft.run_dir import RunDir, RunError, read_json, read_json_lines, write_json, write_json_lines, write_text
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate", "evaluate", "huggingface_hub")
+PLACE_KEYS = ("resume_from_checkpoint",)  # keys that say how to go on, not what the run is
+
+
+# ----------------------------------------------------------------------------------------------- opening and closing
+
+
+def start_run(preflight: Preflight, overwrite: bool) -> tuple[RunDir, Path | None]:
+    """Open the recipe's run directory and write what is known before training; return it and the checkpoint to go on from.
+
+    Raises:
+        RunError: the folder holds something else, a finished run, an interrupted run that was not asked to go on, or one
+            of another recipe; nothing is written then.
+    """
+    state = PartialState()
+    run = RunDir(preflight.recipe.output_dir)
+    checkpoint = check_run_dir(run, preflight, overwrite)
+    state.wait_for_everyone()  # each process has looked before the main one changes anything
+    if state.is_main_process:
+        if checkpoint is None:
+            run.clear()
+        else:
+            # What an interrupted run logged after its last checkpoint will be done, and logged, again.
+            done = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+            write_json_lines(run.train_log, [line for line in read_json_lines(run.train_log) if line["step"] <= done])
+        values = preflight.recipe.values()
+        write_text(run.recipe, dump_yaml({key: value for key, value in values.items() if key not in PLACE_KEYS}))
+        for split in SPLITS:
+            examples = preflight.splits[split]
+            lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
+            write_json_lines(run.split(split), lines)
+        write_json(run.manifest, preflight.describe_data())
+        write_json(run.environment, describe_environment(preflight, checkpoint))
+    state.wait_for_everyone()
+    return run, checkpoint
+
+
+def check_run_dir(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | None:
+    """Return the checkpoint to go on from, or None to start at step 0."""
+    root = run.root
+    resume = preflight.recipe.trl["resume_from_checkpoint"]
+    resume = resume not in (None, False, "false")
+    if root.exists() and not root.is_dir():
+        raise RunError(f"{root}: a file, expected a folder for the run. Name another with --output_dir.")
+    if root.is_dir() and not run.is_run() and any(root.iterdir()):
+        raise RunError(f"{root}: neither empty nor a run directory. Name another with --output_dir.")
+    if not run.is_run() or overwrite:
+        return None
+    if run.is_finished():
+        raise RunError(
+            f"{root}: a finished run is here. --overwrite replaces it, --output_dir FOLDER puts the new one elsewhere."
+        )
+    checkpoint = run.last_checkpoint()
+    if checkpoint is None:
+        return None
+    if not resume:
+        raise RunError(
+            f"{root}: an interrupted run is here, with {checkpoint.name}. --resume_from_checkpoint true goes on from it, "
+            "--overwrite starts again."
+        )
+    before, now = load_recipe(run.recipe).values(), preflight.recipe.values()
+    changed = [key for key in now if key not in PLACE_KEYS and before.get(key) != now[key]]
+    if changed:
+        raise RunError(
+            f"{root}: the interrupted run had other values of {', '.join(changed)} (see {run.recipe}). "
+            "Go on with its own recipe, or start again with --overwrite."
+        )
+    if read_json(run.manifest)["splits"] != preflight.describe_data()["splits"]:
+        raise RunError(f"{root}: the data has changed since the interrupted run began. Start again with --overwrite.")
+    return checkpoint
+
+
+def describe_environment(preflight: Preflight, checkpoint: Path | None) -> dict[str, Any]:
+    """Return versions, hardware, git commit, seeds, base and command."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "command": shlex.join(sys.argv),
+        "processes": PartialState().num_processes,
+        "base": preflight.base.describe(),
+        "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
+        "seeds": {key: preflight.recipe.trl[key] for key in ("seed", "data_seed")} | {"split": preflight.recipe.data.seed},
+        "git_commit": read_git_commit(),
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": {"gpus": gpus, "cpu": platform.processor() or platform.machine(), "cpu_count": os.cpu_count()},
+    }
+
+
+def read_git_commit() -> str | None:
+    """Return the project's commit, with "+changes" where the work tree differs from it; None outside git."""
+    try:
+        command = ["git", "-C", str(PROJECT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def record_training(trainer: SFTTrainer, run: RunDir) -> None:
+    """Record what the training took, and draw its loss."""
+    if not trainer.accelerator.is_main_process:
+        return
+    environment = read_json(run.environment)
+    log = read_json_lines(run.train_log)
+    gpu = torch.cuda.is_available() and not trainer.args.use_cpu
+    environment["training"] = {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": log[-1]["seconds"] if log else None,
+        "samples_per_second": next((line["samples_per_second"] for line in reversed(log) if "loss" in line), None),
+        "validation_loss": [line["eval_loss"] for line in log if "eval_loss" in line],
+        "peak_memory_gib": round(
+            (torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30, 2
+        ),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(run.environment, environment)
+    plot_loss(log, run.plots / "loss.png")
+
+
+def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
+    """Draw training and validation loss over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from sft.run_dir import replace_file
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(line["step"], line[key]) for line in log if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="step", ylabel="loss on answer tokens (nats)", title="Loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+# --------------------------------------------------------------------------------------------------------- trainer
+
+
+def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir) -> SFTTrainer:
+    """Return TRL's SFTTrainer for rows that are tokenised already."""
+    rows = preflight.rows
+    evaluates = preflight.recipe.trl["eval_strategy"] != "no"
+    trainer = SFTTrainer(
+        model=model,
+        args=build_sft_config(preflight.recipe, run),
+        train_dataset=Dataset.from_list(rows["train"]),
+        eval_dataset=Dataset.from_list(rows["validation"]) if evaluates else None,
+        processing_class=preflight.tokenizer,
+        peft_config=get_peft_config(build_model_config(preflight.recipe)),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLog(run))
+    return trainer
+
+
+def build_sft_config(recipe: Recipe, run: RunDir) -> SFTConfig:
+    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else."""
+    values = {f.name: recipe.trl[f.name] for f in dataclasses.fields(SFTConfig) if f.name in recipe.trl}
+    values |= {
+        "output_dir": str(run.checkpoints),
+        "use_cpu": values["use_cpu"] or not torch.accelerator.is_available(),
+        "disable_tqdm": True,
+        "resume_from_checkpoint": None,
+        # The tokenizer carries these by now (sft/model.py).
+        "pad_token": None,
+        "eos_token": None,
+    }
+    if not values["packing"]:
+        values["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    return SFTConfig(**values)
+
+
+class ProgressLog(TrainerCallback):
+    """Progress on the terminal, and a line a logging step in train.jsonl; on the main process alone.
+
+    A line holds `step`, `epoch`, `seconds` since the start, and TRL's own figures: `loss` (nats a scored token),
+    `learning_rate`, `grad_norm`, …, or `eval_loss`; training lines also hold `samples_per_second`.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.console = Console()
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.progress.add_task("")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            log = read_json_lines(self.run.train_log) if self.run.train_log.exists() else []
+            self.earlier = log[-1]["seconds"] if log else 0.0
+            self.begin, self.first_step = time.monotonic(), state.global_step
+            self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+            self.progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs):
+            return
+        seconds = time.monotonic() - self.begin
+        line = {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.earlier + seconds, 2)}
+        if "loss" in logs:
+            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            samples = round((state.global_step - self.first_step) * batch / seconds, 1)
+            line["samples_per_second"] = samples
+            text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {samples:.1f} samples/s"
+            self.progress.update(self.task, description=text)
+        else:
+            text = f"validation loss {logs['eval_loss']:.4f}"
+        line |= {key: value for key, value in logs.items() if key not in line}
+        self.run.root.mkdir(parents=True, exist_ok=True)
+        with self.run.train_log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if not self.console.is_terminal or "eval_loss" in logs:
+            left = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
+            clock = f"{int(left) // 60}:{int(left) % 60:02d} left" if state.global_step > self.first_step else ""
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {text}  {clock}".rstrip(), highlight=False)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.progress.stop()
