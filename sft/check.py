@@ -142,7 +142,8 @@ def quiet_libraries() -> None:
 
     # Deprecations inside trl and peft, and bitsandbytes' advice to install an optional package, are not the user's.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.prompt import format_prompt
-from sft.recipe import DataConfig, RecipeError, find_path
+from sft.recipe import DataConfig, RecipeError, find_path, name_path
 from sft.run_dir import hash_file
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def read_table(config: DataConfig) -> Table:
     """Read the toxic and the neutral columns of a Hub data set, a file or a folder, through `datasets`."""
     path = find_path(config.source)
     if path is not None:
-        return load_files(path, config, Source(config.source))
+        return load_files(path, config, Source(name_path(path)))
     if config.source.endswith(SUFFIXES) or config.source.startswith((".", "/", "~")):
         raise DataError(
             f"{config.source}: no such file or folder. Relative paths start at the working directory ({Path.cwd()}).",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data import first_line
-from sft.recipe import PROJECT, Recipe, RecipeError, find_path
+from sft.recipe import Recipe, RecipeError, find_path, name_path
 from sft.run_dir import RunDir, hash_file
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
         if not (path / "config.json").is_file():
             raise RecipeError(f"{name} is no model folder (no config.json in it).", "model_name_or_path")
         weights = {p.name: hash_file(p) for p in sorted(path.glob("*.safetensors"))}
-        return Base(name_folder(path), str(path), None, weights)
+        return Base(name_path(path), str(path), None, weights)
     try:
         config = hf_hub_download(name, "config.json", revision=revision)
     except LocalEntryNotFoundError:
@@ -77,15 +77,6 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
     except (HfHubHTTPError, OSError) as error:
         raise RecipeError(f"{name}: the Hub did not deliver it: {first_line(error)}", "model_name_or_path") from None
     return Base(name, name, Path(config).parent.name, {})
-
-
-def name_folder(path: Path) -> str:
-    """Return the name that a local base is published under: its path in the project, else the folder's name alone.
-
-    An absolute path says nothing to another reader, and holds a user's name.
-    """
-    resolved = path.resolve()
-    return str(resolved.relative_to(PROJECT)) if resolved.is_relative_to(PROJECT) else resolved.name
 
 
 def load_config(base: Base, trust_remote_code: bool = False) -> "PretrainedConfig":
@@ -274,7 +265,6 @@ def load_finetuned(
     in the recipe. On a CPU the quantised weights are then turned back into float32 and the adapter is merged into them:
     the same values as in training, and generation need not dequantise each weight for each token.
     """
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig, get_quantization_config
@@ -289,7 +279,7 @@ def load_finetuned(
         device_map={"": device} if config is not None else None,
     )
     if on_cpu and config is not None:
-        model = model.dequantize(dtype=torch.float32).float()
+        model = model.dequantize().float()
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
         if on_cpu or config is None:

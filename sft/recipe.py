@@ -491,6 +491,15 @@ def find_path(name: str) -> Path | None:
     return None
 
 
+def name_path(path: Path) -> str:
+    """Return the name that a local file or folder is published under: its path in the project, else its name alone.
+
+    An absolute path says nothing to another reader, and holds a user's name.
+    """
+    resolved = path.resolve()
+    return str(resolved.relative_to(PROJECT)) if resolved.is_relative_to(PROJECT) else resolved.name
+
+
 # --------------------------------------------------------------------------------------------------- command line
 
 
@@ -521,6 +530,13 @@ def list_help() -> str:
             line = " "
         line += f" {key}"
     return "\n".join([*lines, line])
+
+
+def parse_count(text: str) -> int:
+    """Return a whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
 
 
 def exit_with(error: InputError) -> NoReturn:

@@ -1,0 +1,194 @@
+"""Texts -> rewritten texts: batched by length, over all processes, with a fine-tuned model from a run or from the Hub."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.data import clean_text, first_line
+from sft.model import Base, load_finetuned, load_tokenizer, resolve_base
+from sft.prompt import TEMPLATE, format_prompt
+from sft.recipe import InputError, Recipe, load_recipe
+from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+QUANTIZATION_KEYS = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated; `batch_size` is sentences at a time on each process."""
+
+    num_beams: int
+    max_new_tokens: int
+    batch_size: int
+
+    def describe(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A fine-tuned adapter with all that its use needs: where its files lie, its base, and its settings."""
+
+    folder: Path
+    base: Base
+    quantization: dict[str, Any]
+    settings: GenerationSettings
+    pad_token: str | None = None
+
+    def hash_weights(self) -> str:
+        return hash_file(self.folder / "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """A loaded model that rewrites texts."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    settings: GenerationSettings
+
+    def rewrite(self, texts: Sequence[str], show_progress: bool = False) -> list[str]:
+        """Return a rewrite for each text, in order, on every process; an empty text gives an empty rewrite.
+
+        An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt out to
+        the processes, so that the same texts share a batch, and its padding, whatever the number of processes.
+        """
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        state = PartialState()
+        cleaned = [clean_text(text) for text in texts]
+        prompts = {index: format_prompt(text) for index, text in enumerate(cleaned) if text}
+        ids = dict(zip(prompts, self.tokenizer(list(prompts.values()))["input_ids"] if prompts else [], strict=True))
+        order = sorted(ids, key=lambda index: (-len(ids[index]), index))
+        size = self.settings.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        mine = batches[state.process_index :: state.num_processes]
+        done: list[tuple[int, str]] = []
+        with make_progress(show_progress and state.is_main_process) as progress:
+            for batch in progress.track(mine, description="generating"):
+                done += zip(batch, self.generate_batch([ids[index] for index in batch]), strict=True)
+        rewrites = dict(gather_object(done))
+        return [rewrites.get(index, "") for index in range(len(texts))]
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return the trimmed answer to each prompt (lists of token ids, of any lengths)."""
+        import torch
+
+        width = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        # Padded on the left: the answer follows its prompt directly.
+        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                num_beams=self.settings.num_beams,
+                max_new_tokens=self.settings.max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=self.tokenizer.eos_token_id,
+            )
+        return [text.strip() for text in self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+
+
+def make_progress(shown: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
+
+
+# --------------------------------------------------------------------------------------------------------- finding
+
+
+def find_adapter(name: str) -> Adapter:
+    """Return the adapter of a run directory, or download one from the Hub.
+
+    Raises:
+        InputError: it is neither, the run is not finished, or its base is not the one it was trained on.
+    """
+    if Path(name).is_dir():
+        return open_adapter(open_run(name))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RunError(f"{name}: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id.")
+    return download_adapter(name)
+
+
+def open_adapter(run: RunDir) -> Adapter:
+    """Return a finished run's adapter, after holding the prompt and the base against those of the training."""
+    recipe = load_recipe(run.recipe)
+    manifest, environment = read_json(run.manifest), read_json(run.environment)
+    if manifest["prompt"] != TEMPLATE:
+        raise RunError(
+            f"{run.root}: trained with another prompt than sft/prompt.py now has; its answers would mean nothing. "
+            "Train again, or go back to the commit in environment.json."
+        )
+    trained = environment["base"]
+    base = resolve_base(recipe.trl["model_name_or_path"], trained["revision"])
+    if base.weights != trained["weights"]:
+        raise RunError(f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on.")
+    settings = choose_settings(recipe, manifest)
+    quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
+    return Adapter(run.adapter, base, quantization, settings, recipe.trl["pad_token"])
+
+
+def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
+    longest = recipe.eval.max_new_tokens or manifest["longest_answer"]
+    return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size)
+
+
+def download_adapter(name: str) -> Adapter:
+    """Download a published adapter; its results.json says how it was evaluated, and so how it is used."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["adapter_config.json", "adapter_model.safetensors", "results.json"]))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise RunError(
+            f"{name}: neither a run directory here nor a repository on the Hub that you can see. "
+            "If it is private, log in with `hf auth login`."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise RunError(f"{name}: no such run directory here; and the Hub could not be reached, nor does the cache have it.") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise RunError(f"{name}: the Hub did not deliver it: {first_line(error)}") from None
+    if not (folder / "adapter_config.json").is_file():
+        raise RunError(f"{name}: a repository on the Hub without an adapter (no adapter_config.json in it).")
+    config = read_json(folder / "adapter_config.json")
+    try:
+        base = resolve_base(config["base_model_name_or_path"], config.get("revision"))
+    except InputError as error:
+        raise RunError(f"{name}: its base model: {error}") from None
+    if not (folder / "results.json").is_file():
+        raise RunError(f"{name}: no results.json beside the adapter. Only adapters of this project say how they are used.")
+    results = read_json(folder / "results.json")
+    if results["prompt"] != TEMPLATE:
+        raise RunError(f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json.")
+    if results["base"]["weights"] != base.weights:
+        raise RunError(f"{name}: {base.path} here is not the base model that it was trained on.")
+    settings = GenerationSettings(**results["generation"])
+    return Adapter(folder, base, results["quantization"], settings, results["pad_token"])
+
+
+def load_rewriter(adapter: Adapter, with_adapter: bool = True) -> Rewriter:
+    """Load the model, with the adapter or the base alone, on this process's device."""
+    from accelerate import PartialState
+
+    from sft.check import quiet_libraries
+
+    quiet_libraries()
+    tokenizer = load_tokenizer(adapter.base, adapter.pad_token)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
+    folder = adapter.folder if with_adapter else None
+    model = load_finetuned(adapter.base, folder, adapter.quantization, PartialState().device)
+    return Rewriter(model, tokenizer, adapter.settings)

@@ -1,0 +1,183 @@
+"""Results -> results.json, predictions, samples, plots and the table in the terminal."""
+
+import html
+import importlib.metadata
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eval.generate import Adapter
+from eval.metrics import Score, compute_scores
+from eval.rows import EvalRows
+from sft.data import Example, count
+from sft.prompt import TEMPLATE
+from sft.run_dir import RunDir, replace_file, write_json, write_json_lines, write_text
+
+LABELS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+SYSTEMS = {"adapter": "this adapter", "copy": "copying the input"}
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "rouge_score")
+
+
+def score_systems(examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, dict[str, Score]]:
+    """Return the scores of the adapter and of the baselines, on the same rows."""
+    references = [example.references for example in examples]
+    return {
+        "adapter": compute_scores(predictions, references),
+        "copy": compute_scores([example.toxic for example in examples], references),
+    }
+
+
+def describe_results(
+    adapter: Adapter, rows: EvalRows, systems: Mapping[str, Mapping[str, Score]], seconds: float, processes: int
+) -> dict[str, Any]:
+    """Return the content of results.json: the scores, and all that they are bound to."""
+    return {
+        "schema": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "adapter": {"sha256": adapter.hash_weights()},
+        "base": adapter.base.describe(),
+        "quantization": adapter.quantization,
+        "pad_token": adapter.pad_token,
+        "prompt": TEMPLATE,
+        "data": rows.description,
+        "generation": adapter.settings.describe(),
+        "systems": {name: {key: score.describe() for key, score in scores.items()} for name, scores in systems.items()},
+        "seconds": round(seconds, 1),
+        "processes": processes,
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def write_report(run: RunDir, rows: EvalRows, predictions: Sequence[str], results: Mapping[str, Any], samples: int) -> None:
+    """Write predictions, samples, plots and last results.json, which so never speaks of files that are not there."""
+    lines = [
+        {"id": example.id, "toxic": example.toxic, "references": example.references, "prediction": prediction}
+        for example, prediction in zip(rows.examples, predictions, strict=True)
+    ]
+    write_json_lines(rows.folder / "predictions.jsonl", lines)
+    write_text(rows.folder / "samples.md", format_samples(lines, samples, rows.description["source"]))
+    plots = run.plots if rows.folder == run.eval else rows.folder / "plots"
+    plot_scores(results, plots / "scores.png")
+    plot_lengths(lines, plots / "lengths.png")
+    write_json(rows.folder / "results.json", results)
+
+
+def choose_samples(lines: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:
+    """Return rows spread evenly over the split by their id, a hash: neither the best nor the first."""
+    return sorted(lines, key=lambda line: line["id"])[:number]
+
+
+def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str) -> str:
+    chosen = choose_samples(lines, number)
+    text = [
+        f"# Samples: {len(chosen)} of {count(len(lines), 'row')} of {escape_markdown(source)}",
+        "",
+        "Chosen by a hash of the sentence, not by hand. The sentences are toxic.",
+    ]
+    for line in chosen:
+        text += ["", f"- toxic: {escape_markdown(line['toxic'])}", f"- **rewritten: {escape_markdown(line['prediction'])}**"]
+        text += [f"- human: {escape_markdown(reference)}" for reference in line["references"]]
+        text += ["", "---"]
+    return "\n".join(text) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Return `text` as one line that renders as itself inside a Markdown line: no markup, HTML, cell, link or formula."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    line = re.sub(r"[\\`*_{}\[\]#|~$@^]", lambda match: f"&#{ord(match[0])};", line)
+    line = line.replace("://", "&#58;//").replace("www.", "www&#46;")
+    return line or "&nbsp;"
+
+
+def format_value(name: str, value: float) -> str:
+    """Return a score with the digits that its metric's own tools print."""
+    return f"{value:.3f}" if name.startswith("rouge") else f"{value:.1f}"
+
+
+def print_results(run: RunDir, rows: EvalRows, predictions: Sequence[str], results: Mapping[str, Any]) -> None:
+    """Print the score table, three samples, and where everything lies."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    data = results["data"]
+    title = f"{data['split'] or 'all'} rows of {data['source']}: {data['rows']:,}"
+    if data["rows"] < data["rows_of"]:
+        title += f", the first of {data['rows_of']:,}"
+    table = Table("", *LABELS.values(), title=Text(title))
+    for system, scores in results["systems"].items():
+        table.add_row(SYSTEMS[system], *[format_value(key, scores[key]["value"]) for key in LABELS])
+    console.print(table)
+    if data["left_out_as_seen"]:
+        console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
+    pairs = [{"id": e.id, "toxic": e.toxic, "prediction": p} for e, p in zip(rows.examples, predictions, strict=True)]
+    for line in choose_samples(pairs, 3):
+        console.print(Text.assemble(("toxic      ", "dim"), line["toxic"]))
+        console.print(Text.assemble(("rewritten  ", "dim"), (line["prediction"], "bold")))
+    for label, path in (
+        ("scores", rows.folder / "results.json"),
+        ("predictions", rows.folder / "predictions.jsonl"),
+        ("samples", rows.folder / "samples.md"),
+        ("plots", run.plots if rows.folder == run.eval else rows.folder / "plots"),
+    ):
+        console.print(f"{label:<12}{path}", highlight=False, soft_wrap=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- plots
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def plot_scores(results: Mapping[str, Any], path: Path) -> None:
+    """Draw each system's scores as bars, all on the scale of 0 to 100."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    systems = results["systems"]
+    width = 0.8 / len(systems)
+    for number, (system, scores) in enumerate(systems.items()):
+        heights = [scores[key]["value"] * (100 if key.startswith("rouge") else 1) for key in LABELS]
+        places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(LABELS))]
+        bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system])
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.set_xticks(range(len(LABELS)), LABELS.values())
+    axes.set(ylim=(0, 105), ylabel="score (0 to 100)")
+    axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_lengths(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw how many words the inputs, the outputs and the human rewrites have."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = {
+        "input": [len(line["toxic"].split()) for line in lines],
+        "output": [len(line["prediction"].split()) for line in lines],
+        "human (first)": [len(line["references"][0].split()) for line in lines],
+    }
+    bins = range(max(max(lengths) for lengths in columns.values()) + 2)
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for label, lengths in columns.items():
+        axes.hist(lengths, bins=bins, histtype="step", linewidth=1.6, label=f"{label}, mean {sum(lengths) / len(lengths):.1f}")
+    axes.set(xlabel="words", ylabel="sentences", title="Lengths")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,42 @@
+"""Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test] [--limit N]"""
+
+import argparse
+import time
+
+from eval.rows import choose_rows
+from sft.recipe import load_recipe, parse_count, run_command
+from sft.run_dir import open_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch eval/run.py", description="Rewrite the test sentences of a run, and score the rewrites."
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished run, such as runs/tiny")
+    parser.add_argument("--source", metavar="FILE", help="evaluate this .tsv, .csv, .jsonl or .parquet file instead")
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="split of the run (default: test)")
+    parser.add_argument("--limit", metavar="N", type=parse_count, help="only the first N rows")
+    arguments = parser.parse_args()
+    run = open_run(arguments.run_dir)
+    rows = choose_rows(run, arguments.source, arguments.split, arguments.limit)
+
+    from accelerate import PartialState
+
+    from eval.generate import load_rewriter, open_adapter
+    from eval.report import describe_results, print_results, score_systems, write_report
+
+    adapter = open_adapter(run)
+    begin = time.monotonic()
+    predictions = load_rewriter(adapter).rewrite([example.toxic for example in rows.examples], show_progress=True)
+    state = PartialState()
+    if state.is_main_process:
+        systems = score_systems(rows.examples, predictions)
+        results = describe_results(adapter, rows, systems, time.monotonic() - begin, state.num_processes)
+        write_report(run, rows, predictions, results, load_recipe(run.recipe).eval.samples)
+        print_results(run, rows, predictions, results)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_command(main)

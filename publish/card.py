@@ -1,0 +1,111 @@
+"""The model card: facts of a run in, Markdown out. No network, no clock."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.report import LABELS, SYSTEMS, choose_samples, escape_markdown, format_value
+from sft.data import count
+from sft.prompt import format_prompt
+
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
+SETTINGS = (
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "lora_r", "lora_alpha",
+    "lora_dropout", "lora_target_modules", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs",
+    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_length",
+    "bf16", "fp16", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that the card says, as the run directory has it."""
+
+    name: str
+    recipe: Mapping[str, Any]  # resolved values
+    environment: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    results: Mapping[str, Any]
+    predictions: Sequence[Mapping[str, Any]]
+
+
+def render_card(facts: CardFacts) -> str:
+    """Return the card: YAML metadata, then text. A name that the template lacks is an error, not a blank.
+
+    Every text that is not ours (samples, file names) passes through `escape_markdown`.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters["md"] = escape_markdown
+    environment.filters["count"] = count
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    results, publish = facts.results, facts.recipe["publish"]
+    return template.render(
+        metadata=build_metadata(facts),
+        title=facts.name,
+        headline=write_headline(results),
+        repo_id=publish["repo_id"] or f"OWNER/{facts.name}",
+        base=results["base"],
+        data=results["data"],
+        manifest=facts.manifest,
+        environment=facts.environment,
+        results=results,
+        table=[[SYSTEMS[name], *[format_value(key, scores[key]["value"]) for key in LABELS]] for name, scores in results["systems"].items()],
+        labels=list(LABELS.values()),
+        signatures={LABELS[key]: score["signature"] for key, score in results["systems"]["adapter"].items()},
+        settings={key: facts.recipe[key] for key in SETTINGS if facts.recipe[key] is not None},
+        samples=choose_samples(facts.predictions, 5),
+        prompt=format_prompt("TEXT"),
+        license=publish["license"],
+        data_license=publish["data_license"],
+    )  # fmt: skip
+
+
+def write_headline(results: Mapping[str, Any]) -> str:
+    """Return the result in one sentence, with the baseline beside it."""
+    scores = results["systems"]
+    own, copied = scores["adapter"]["bleu"]["value"], scores["copy"]["bleu"]["value"]
+    rows = f"{results['data']['rows']:,} held-out sentences"
+    return f"BLEU {own:.1f} on {rows}; copying the toxic input scores {copied:.1f}."
+
+
+def build_metadata(facts: CardFacts) -> str:
+    """Return the YAML block's content, as the Hub's card specification has it.
+
+    A local base or a local file has no Hub id: the Hub refuses a card that names one as if it had.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results, publish = facts.results, facts.recipe["publish"]
+    data, base = results["data"], results["base"]
+    from_hub = data["revision"] is not None
+    evaluations = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text detoxification",
+            dataset_type=data["source"],
+            dataset_name=f"{data['source']}, held-out {data['split']} split of this run",
+            dataset_split=data["split"],
+            dataset_revision=data["revision"],
+            metric_type="rouge" if key.startswith("rouge") else key,
+            metric_name=LABELS[key],
+            metric_value=score["value"],
+            metric_args={"signature": score["signature"]},
+        )
+        for key, score in results["systems"]["adapter"].items()
+    ]
+    extra = {"base_model_relation": "adapter"} if base["revision"] else {}
+    return ModelCardData(
+        base_model=base["name"] if base["revision"] else None,
+        datasets=[data["source"]] if from_hub else None,
+        language="en",
+        library_name="peft",
+        license=publish["license"],
+        pipeline_tag="text-generation",
+        tags=["detoxification", "text-style-transfer", "lora", "qlora", "trl", "sft", "not-for-all-audiences"],
+        model_name=facts.name,
+        eval_results=evaluations,
+        **extra,
+    ).to_yaml()
