@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.data import clean_text, first_line
-from sft.model import Base, load_finetuned, load_tokenizer, resolve_base
+from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
 from sft.recipe import InputError, Recipe, load_recipe
 from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json
@@ -57,10 +57,9 @@ class Rewriter:
         An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt out to
         the processes, so that the same texts share a batch, and its padding, whatever the number of processes.
         """
-        from accelerate import PartialState
         from accelerate.utils import gather_object
 
-        state = PartialState()
+        state = join_processes()
         cleaned = [clean_text(text) for text in texts]
         prompts = {index: format_prompt(text) for index, text in enumerate(cleaned) if text}
         ids = dict(zip(prompts, self.tokenizer(list(prompts.values()))["input_ids"] if prompts else [], strict=True))
@@ -151,14 +150,18 @@ def download_adapter(name: str) -> Adapter:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["adapter_config.json", "adapter_model.safetensors", "results.json"]))
+        folder = Path(
+            snapshot_download(name, allow_patterns=["adapter_config.json", "adapter_model.safetensors", "results.json"])
+        )
     except (RepositoryNotFoundError, HFValidationError):
         raise RunError(
             f"{name}: neither a run directory here nor a repository on the Hub that you can see. "
             "If it is private, log in with `hf auth login`."
         ) from None
     except LocalEntryNotFoundError:
-        raise RunError(f"{name}: no such run directory here; and the Hub could not be reached, nor does the cache have it.") from None
+        raise RunError(
+            f"{name}: no such run directory here; and the Hub could not be reached, nor does the cache have it."
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise RunError(f"{name}: the Hub did not deliver it: {first_line(error)}") from None
     if not (folder / "adapter_config.json").is_file():
@@ -181,8 +184,6 @@ def download_adapter(name: str) -> Adapter:
 
 def load_rewriter(adapter: Adapter, with_adapter: bool = True) -> Rewriter:
     """Load the model, with the adapter or the base alone, on this process's device."""
-    from accelerate import PartialState
-
     from sft.check import quiet_libraries
 
     quiet_libraries()
@@ -190,5 +191,5 @@ def load_rewriter(adapter: Adapter, with_adapter: bool = True) -> Rewriter:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
     folder = adapter.folder if with_adapter else None
-    model = load_finetuned(adapter.base, folder, adapter.quantization, PartialState().device)
+    model = load_finetuned(adapter.base, folder, adapter.quantization, join_processes().device)
     return Rewriter(model, tokenizer, adapter.settings)

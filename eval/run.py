@@ -20,15 +20,14 @@ def main() -> None:
     run = open_run(arguments.run_dir)
     rows = choose_rows(run, arguments.source, arguments.split, arguments.limit)
 
-    from accelerate import PartialState
-
     from eval.generate import load_rewriter, open_adapter
     from eval.report import describe_results, print_results, score_systems, write_report
+    from sft.model import join_processes
 
     adapter = open_adapter(run)
+    state = join_processes()
     begin = time.monotonic()
     predictions = load_rewriter(adapter).rewrite([example.toxic for example in rows.examples], show_progress=True)
-    state = PartialState()
     if state.is_main_process:
         systems = score_systems(rows.examples, predictions)
         results = describe_results(adapter, rows, systems, time.monotonic() - begin, state.num_processes)

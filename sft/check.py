@@ -1,13 +1,24 @@
 """The preflight: all faults of a recipe at once, or what its run would do. Loads no model weights."""
 
 import argparse
+import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sft.data import SPLIT_RULE, SPLITS, Corpus, Example, count, find_leaks, hash_examples, read_corpus, split_examples
-from sft.data import tokenise_pairs
+from sft.data import (
+    SPLIT_RULE,
+    SPLITS,
+    Corpus,
+    Example,
+    count,
+    find_leaks,
+    hash_examples,
+    read_corpus,
+    split_examples,
+    tokenise_pairs,
+)
 from sft.prompt import TEMPLATE
 from sft.recipe import Recipe, RecipeError, RecipeFaults, dump_yaml, parse_command, parse_recipe, run_command
 
@@ -17,6 +28,7 @@ if TYPE_CHECKING:
     from sft.model import Base
 
 Rows = list[dict[str, list[int]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,53 +80,54 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
         RecipeFaults: with a line for each fault that was found.
     """
     recipe, faults = parse_recipe(path, overrides)
-    faulty = {line.split(": ")[1] for line in faults if ": " in line} | {line.split(": ")[0] for line in faults}
 
-    def attempt(step: Any, *keys: str) -> Any:
-        """Run a step unless a key that it reads is faulty already, and collect its fault."""
-        if any(key in faulty or f"--{key}" in faulty for key in keys):
-            return None
-        try:
-            return step()
-        except RecipeError as error:
-            faults.append(recipe.locate(error))
-            return None
-
-    data_keys = [key for key in recipe.values()["data"]]
-    splits_keys = [f"data.{key}" for key in data_keys]
-    corpus = attempt(lambda: read_corpus(recipe.data), *splits_keys)
-    splits = attempt(lambda: split_corpus(corpus, recipe), *splits_keys) if corpus else None
-
-    from sft.model import count_parameters, find_hardware_conflicts, find_model_conflicts, load_config, load_tokenizer
-    from sft.model import resolve_base
+    def attempt(step: Callable[[], T], keys: Iterable[str] = ()) -> T | None:
+        """Return a step's result; None where a key that it reads is faulty already, or where it found a fault itself."""
+        if faults.keys.isdisjoint(keys):
+            try:
+                return step()
+            except RecipeError as error:
+                recipe.report(error, faults)
+        return None
 
     trl = recipe.trl
+    data_keys = [f"data.{f.name}" for f in dataclasses.fields(recipe.data)]
+    corpus = attempt(lambda: read_corpus(recipe.data), data_keys)
+    splits = attempt(lambda: split_corpus(corpus, recipe), data_keys) if corpus else None
+
+    from sft.model import (
+        count_parameters,
+        find_hardware_conflicts,
+        find_model_conflicts,
+        load_config,
+        load_tokenizer,
+        resolve_base,
+    )
+
     quiet_libraries()
-    faults += [recipe.locate(error) for error in find_hardware_conflicts(recipe) if error.key not in faulty]
-    base = attempt(lambda: resolve_base(trl["model_name_or_path"], trl["model_revision"]), "model_name_or_path", "model_revision")
+    base_keys = ("model_name_or_path", "model_revision")
+    base = attempt(lambda: resolve_base(trl["model_name_or_path"], trl["model_revision"]), base_keys)
     config = attempt(lambda: load_config(base, trl["trust_remote_code"])) if base else None
     tokenizer = (
         attempt(lambda: load_tokenizer(base, trl["pad_token"], trl["eos_token"], trl["trust_remote_code"])) if base else None
     )
-    if config is not None and tokenizer is not None:
-        known = set(faults)
-        found = [recipe.locate(error) for error in find_model_conflicts(recipe, config, tokenizer) if error.key not in faulty]
-        faults += [line for line in found if line not in known]
-    parameters = None
-    if config is not None:
-        lora = [key for key in trl if key.startswith("lora_") or key in ("use_peft", "load_in_4bit", "load_in_8bit", "dtype")]
-        parameters = attempt(lambda: count_parameters(recipe, config), *lora)
+    conflicts = list(find_model_conflicts(recipe, config, tokenizer)) if config is not None and tokenizer is not None else []
+    for error in [*conflicts, *find_hardware_conflicts(recipe)]:
+        recipe.report(error, faults)
+    lora_keys = [key for key in trl if key.startswith("lora_") or key in ("use_peft", "load_in_4bit", "load_in_8bit", "dtype")]
+    parameters = attempt(lambda: count_parameters(recipe, config), lora_keys) if config is not None else None
     rows: dict[str, Rows] = {}
     too_long: dict[str, int] = {}
     if splits and tokenizer is not None:
+        scored = trl["completion_only_loss"] is not False
         for split in ("train", "validation"):
-            scored = trl["completion_only_loss"] is not False
             rows[split], too_long[split] = tokenise_pairs(splits[split], tokenizer, trl["max_length"], scored)
-        if not rows["train"]:
-            error = RecipeError(f"found {trl['max_length']}, and every training pair is longer. Raise it.", "max_length")
-            faults.append(recipe.locate(error))
-    if faults:
-        raise RecipeFaults(faults)
+            if splits[split] and not rows[split]:
+                message = f"found {trl['max_length']}, and every {split} pair is longer. Expected more tokens."
+                recipe.report(RecipeError(message, "max_length"), faults)
+    if faults.lines:
+        raise RecipeFaults(faults.lines)
+    assert base and corpus and splits and parameters, "a step that failed without a fault"
     return Preflight(recipe, base, config, tokenizer, corpus, splits, rows, too_long, parameters)
 
 
@@ -191,18 +204,20 @@ def print_preflight(preflight: Preflight) -> None:
     spread = ", ".join(f"{per_sentence.count(n):,} with {n}" for n in sorted(set(per_sentence)))
     console.print(f"rewrites a sentence: {spread}", highlight=False)
 
-    table = Table("split", "sentences", "pairs", "pairs too long", "tokens a row: min", "median", "p95", "max", "sha256")
+    table = Table("split", "sentences", "pairs", "too long", "sha256", title="splits by source sentence")
+    lengths_table = Table("split", "min", "median", "p95", "max", title="tokens a row: prompt, answer, end")
     for split in SPLITS:
         examples = preflight.splits[split]
-        rows = preflight.rows.get(split, [])
-        lengths = sorted(len(row["input_ids"]) for row in rows)
-        cells = [lengths[0], int(statistics.median(lengths)), lengths[int(len(lengths) * 0.95)], lengths[-1]] if lengths else ["-"] * 4
         pairs = sum(len(example.references) for example in examples)
-        cut = preflight.too_long.get(split, "-")
-        table.add_row(split, f"{len(examples):,}", f"{pairs:,}", str(cut), *map(str, cells), hash_examples(examples)[:12])
+        too_long = str(preflight.too_long.get(split, "-"))
+        table.add_row(split, f"{len(examples):,}", f"{pairs:,}", too_long, hash_examples(examples)[:16])
+        if lengths := sorted(len(row["input_ids"]) for row in preflight.rows.get(split, [])):
+            figures = lengths[0], int(statistics.median(lengths)), lengths[int(len(lengths) * 0.95)], lengths[-1]
+            lengths_table.add_row(split, *map(str, figures))
     console.print(table)
-    console.print("leak check: passed; no source sentence, and no rewrite that is a source, stands in two splits")
-    console.print(f"max_length {recipe.trl['max_length']}: longer pairs are left out, an answer is never cut", highlight=False)
+    console.print(lengths_table)
+    console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
+    console.print(f"max_length {recipe.trl['max_length']}: longer pairs are left out; an answer is never cut.", highlight=False)
 
     console.rule("three rows: prompt (not scored), answer (scored), end")
     for row in preflight.rows["train"][:3]:

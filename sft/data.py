@@ -126,8 +126,13 @@ def download_data_set(config: DataConfig) -> tuple[Path, str]:
     for all files, and the cache serves it again without network.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         folder = snapshot_download(
@@ -309,8 +314,7 @@ def check_json_lines(path: Path, text: str) -> list[str]:
             raise DataError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}).", key="data.source") from None
         if not isinstance(row, dict):
             raise DataError(
-                f"{path}:{number}: a {type(row).__name__}, expected an object such as "
-                '{"toxic": "…", "neutral1": "…"}.',
+                f'{path}:{number}: a {type(row).__name__}, expected an object such as {{"toxic": "…", "neutral1": "…"}}.',
                 key="data.source",
             )
         header.update(dict.fromkeys(row))
@@ -484,9 +488,7 @@ def find_leaks(splits: dict[str, list[Example]]) -> list[str]:
             places[key].add(split)
             for reference in example.references:
                 places[normalise(reference)].add(split)
-    return [
-        f"{key!r} stands in {' and '.join(sorted(places[key]))}" for key in sources if len(places[key] | sources[key]) > 1
-    ]
+    return [f"{key!r} stands in {' and '.join(sorted(places[key]))}" for key in sources if len(places[key] | sources[key]) > 1]
 
 
 def hash_examples(examples: Iterable[Example]) -> str:

@@ -17,6 +17,7 @@ from sft.run_dir import RunDir, hash_file
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig, SFTTrainer
 
@@ -44,8 +45,14 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
         RecipeError: it is neither, or the Hub can't be reached and the cache does not have it.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     path = find_path(name)
     if path is not None:
@@ -198,12 +205,22 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
 # ----------------------------------------------------------------------------------------------- loading and saving
 
 
+def join_processes(use_cpu: bool = False) -> "PartialState":
+    """Return the state of the processes that the launcher started, after joining them.
+
+    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one.
+    """
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
+
+
 def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
     """Load the base model as the recipe says: quantised or not, in the recipe's dtype, on this process's device.
 
     Without a GPU, transformers quantises on the CPU, through bitsandbytes as well.
     """
-    from accelerate import PartialState
     from transformers import AutoModelForCausalLM
     from trl import get_quantization_config
 
@@ -216,7 +233,7 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         attn_implementation=model_config.attn_implementation,
         trust_remote_code=recipe.trl["trust_remote_code"],
         quantization_config=quantization,
-        device_map={"": "cpu" if recipe.trl["use_cpu"] else PartialState().device} if quantization else None,
+        device_map={"": join_processes(recipe.trl["use_cpu"]).device} if quantization else None,
         **(recipe.trl["model_init_kwargs"] or {}),
     )
     for module in model.modules():
@@ -256,9 +273,7 @@ def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_finetuned(
-    base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device"
-) -> "PreTrainedModel":
+def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
     """Load a base with an adapter for generation (without one: the base alone).
 
     `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant` and `dtype`, as

@@ -118,6 +118,19 @@ class RecipeFaults(InputError):
         self.lines = list(lines)
 
 
+@dataclass
+class Faults:
+    """The faults found so far: a line each, and the keys that they are about."""
+
+    lines: list[str] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+
+    def add(self, place: str, key: str, message: str) -> None:
+        """Add a fault; a place that is a flag names the key already."""
+        self.keys.add(key)
+        self.lines.append(f"{place}: {message}" if place == f"--{key}" else f"{place}: {key}: {message}")
+
+
 def describe(text: str, default: Any) -> Any:
     """Return a dataclass field with a default and the line of help that `--help` prints."""
     return field(default=default, metadata={"help": text})
@@ -185,11 +198,12 @@ class Recipe:
             }
         return values
 
-    def locate(self, error: RecipeError) -> str:
-        """Return the fault's line: where the key was set, the key, the message."""
+    def report(self, error: RecipeError, faults: Faults) -> None:
+        """Add an error to `faults`, at the place where its key was set; one fault a key is enough."""
         if error.key is None:
-            return str(error)
-        return f"{self.places.get(error.key, self.places[''])}: {error.key}: {error}"
+            faults.lines.append(str(error))
+        elif error.key not in faults.keys:
+            faults.add(self.places.get(error.key, self.places[""]), error.key, str(error))
 
 
 # ------------------------------------------------------------------------------------------------------- loading
@@ -202,38 +216,36 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeFaults: with a line for each fault.
     """
     recipe, faults = parse_recipe(path, overrides)
-    if faults:
-        raise RecipeFaults(faults)
+    if faults.lines:
+        raise RecipeFaults(faults.lines)
     return recipe
 
 
-def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
-    """Return the recipe with defaults in place of what is faulty, and the faults, a line each.
+def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Faults]:
+    """Return the recipe with defaults in place of what is faulty, and the faults.
 
     Raises:
         RecipeFaults: the file can't be read as YAML at all.
     """
     path = Path(path)
-    faults: list[str] = []
-    nodes: dict[str, tuple[str, yaml.Node]] = {}
-    for key, where, node in [*read_nodes(path, faults), *read_overrides(overrides, faults)]:
-        nodes[key] = (where, node)
-    places = {"": str(path)} | {key: where for key, (where, _) in nodes.items()}
+    faults = Faults()
+    nodes = {key: (place, node) for key, place, node in [*read_nodes(path, faults), *read_overrides(overrides, faults)]}
     values = {key: spec["default"] for key, spec in known_keys().items()}
-    for key, (where, node) in nodes.items():
+    for key, (place, node) in nodes.items():
         try:
             values[key] = read_value(key, node)
         except RecipeError as error:
-            faults.append(f"{where}: {key}: {error}")
-    sections = {
+            faults.add(place, key, str(error))
+    sections: dict[str, Any] = {
         section: kind(**{f.name: values.pop(f"{section}.{f.name}") for f in dataclasses.fields(kind)})
         for section, kind in SECTIONS.items()
     }
+    places = {"": str(path)} | {key: place for key, (place, _) in nodes.items()}
     recipe = Recipe(
         name=name_run(path), trl=MappingProxyType(values), given=frozenset(nodes), places=MappingProxyType(places), **sections
     )
-    faulty = {line.split(": ")[1] for line in faults if ": " in line}
-    faults += [recipe.locate(error) for error in find_conflicts(recipe) if error.key not in faulty]
+    for conflict in find_conflicts(recipe):
+        recipe.report(conflict, faults)
     return recipe, faults
 
 
@@ -265,7 +277,7 @@ def list_kinds(hint: Any) -> list[str]:
     return [KINDS[base] for base in (origin or hint,) if base in KINDS]
 
 
-def read_nodes(path: Path, faults: list[str]) -> list[tuple[str, str, yaml.Node]]:
+def read_nodes(path: Path, faults: Faults) -> list[tuple[str, str, yaml.Node]]:
     """Return (dotted key, "file:line", node) for each value of a recipe file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -288,27 +300,27 @@ def read_nodes(path: Path, faults: list[str]) -> list[tuple[str, str, yaml.Node]
     return list(walk_mapping(root, "", path, faults))
 
 
-def walk_mapping(root: yaml.MappingNode, prefix: str, path: Path, faults: list[str]) -> Iterator[tuple[str, str, yaml.Node]]:
+def walk_mapping(root: yaml.MappingNode, prefix: str, path: Path, faults: Faults) -> Iterator[tuple[str, str, yaml.Node]]:
     seen: dict[str, int] = {}
     for key_node, node in root.value:
         line = key_node.start_mark.line + 1
-        where, key = f"{path}:{line}", f"{prefix}{key_node.value}"
+        place, key = f"{path}:{line}", f"{prefix}{key_node.value}"
         if key in seen:
-            faults.append(f"{where}: {key}: stands there twice, first in line {seen[key]}. Remove one.")
+            faults.add(place, key, f"stands there twice, first in line {seen[key]}. Remove one.")
             continue
         seen[key] = line
         if key in SECTIONS and isinstance(node, yaml.MappingNode):
             yield from walk_mapping(node, f"{key}.", path, faults)
         elif key in SECTIONS:
             if kind_of(node) != "null":
-                faults.append(f"{where}: {key}: found {show(node)}, expected a section of keys with values.")
+                faults.add(place, key, f"found {show(node)}, expected a section of keys with values.")
         elif message := refuse_key(key):
-            faults.append(f"{where}: {key}: {message}")
+            faults.add(place, key, message)
         else:
-            yield key, where, node
+            yield key, place, node
 
 
-def read_overrides(words: Sequence[str], faults: list[str]) -> list[tuple[str, str, yaml.Node]]:
+def read_overrides(words: Sequence[str], faults: Faults) -> list[tuple[str, str, yaml.Node]]:
     """Return (key, flag, node) for command-line words: `--key value`, `--key=value`, `--key a b` (a list), `--key`."""
     found: list[tuple[str, str, yaml.Node]] = []
     index = 0
@@ -316,24 +328,23 @@ def read_overrides(words: Sequence[str], faults: list[str]) -> list[tuple[str, s
         flag, equals, inline = words[index].partition("=")
         index += 1
         if not flag.startswith("--") or flag == "--":
-            faults.append(f"{flag}: found a word without a flag. Overrides are written --key value.")
+            faults.lines.append(f"{flag}: found a word without a flag. Overrides are written --key value.")
             continue
         values = [inline] if equals else []
         while not equals and index < len(words) and not words[index].startswith("--"):
             values.append(words[index])
             index += 1
-        key = flag[2:]
-        if "." not in key:
-            key = key.replace("-", "_")
+        key = flag[2:].replace("-", "_")
+        flag = f"--{key}"
         if message := refuse_key(key):
-            faults.append(f"{flag}: {message}")
+            faults.add(flag, key, message)
             continue
         text = "true" if not values else values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False)
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError:
             node = None
-        if node is None or isinstance(node, yaml.MappingNode) and not text.startswith("{"):
+        if node is None or (isinstance(node, yaml.MappingNode) and not text.startswith("{")):
             # A text that only looks like YAML, such as "a: b" or one with a leading quote.
             node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style="'")
         found.append((key, flag, node))
@@ -503,9 +514,7 @@ def name_path(path: Path) -> str:
 # --------------------------------------------------------------------------------------------------- command line
 
 
-def parse_command(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, list[str]]:
+def parse_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Add the recipe argument to `parser`, and return its arguments and the override words that are left."""
     parser.add_argument("recipe", metavar="RECIPE", help="a .yaml file, such as recipes/tiny.yaml")
     parser.usage = f"{parser.prog} RECIPE [--key value …]"

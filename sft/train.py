@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +24,7 @@ from trl import SFTConfig, SFTTrainer, get_peft_config
 
 from sft.check import Preflight
 from sft.data import SPLITS
-from sft.model import build_model_config
+from sft.model import build_model_config, join_processes
 from sft.recipe import PROJECT, Recipe, dump_yaml, load_recipe
 from sft.run_dir import RunDir, RunError, read_json, read_json_lines, write_json, write_json_lines, write_text
 
@@ -43,7 +42,7 @@ def start_run(preflight: Preflight, overwrite: bool) -> tuple[RunDir, Path | Non
         RunError: the folder holds something else, a finished run, an interrupted run that was not asked to go on, or one
             of another recipe; nothing is written then.
     """
-    state = PartialState()
+    state = join_processes(preflight.recipe.trl["use_cpu"])
     run = RunDir(preflight.recipe.output_dir)
     checkpoint = check_run_dir(run, preflight, overwrite)
     state.wait_for_everyone()  # each process has looked before the main one changes anything
@@ -61,7 +60,7 @@ def start_run(preflight: Preflight, overwrite: bool) -> tuple[RunDir, Path | Non
             lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
             write_json_lines(run.split(split), lines)
         write_json(run.manifest, preflight.describe_data())
-        write_json(run.environment, describe_environment(preflight, checkpoint))
+        write_json(run.environment, describe_environment(preflight, checkpoint, state.num_processes))
     state.wait_for_everyone()
     return run, checkpoint
 
@@ -101,14 +100,14 @@ def check_run_dir(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | 
     return checkpoint
 
 
-def describe_environment(preflight: Preflight, checkpoint: Path | None) -> dict[str, Any]:
+def describe_environment(preflight: Preflight, checkpoint: Path | None, processes: int) -> dict[str, Any]:
     """Return versions, hardware, git commit, seeds, base and command."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed_from": checkpoint.name if checkpoint else None,
         "command": shlex.join(sys.argv),
-        "processes": PartialState().num_processes,
+        "processes": processes,
         "base": preflight.base.describe(),
         "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
         "seeds": {key: preflight.recipe.trl[key] for key in ("seed", "data_seed")} | {"split": preflight.recipe.data.seed},
@@ -200,6 +199,8 @@ def build_sft_config(recipe: Recipe, run: RunDir) -> SFTConfig:
         "use_cpu": values["use_cpu"] or not torch.accelerator.is_available(),
         "disable_tqdm": True,
         "resume_from_checkpoint": None,
+        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the graph.
+        "ddp_find_unused_parameters": bool(values["ddp_find_unused_parameters"]),
         # The tokenizer carries these by now (sft/model.py).
         "pad_token": None,
         "eos_token": None,
@@ -219,13 +220,17 @@ class ProgressLog(TrainerCallback):
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self.console = Console()
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.progress.add_task("")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             log = read_json_lines(self.run.train_log) if self.run.train_log.exists() else []
             self.earlier = log[-1]["seconds"] if log else 0.0

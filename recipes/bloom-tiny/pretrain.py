@@ -25,7 +25,9 @@ POOL = 4096  # sentences drawn, noised and sorted by length at a time
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text, a sentence a line")
-    parser.add_argument("--held_out", nargs="*", default=[], help="ParaDetox files; their test and validation sentences are left out")
+    parser.add_argument(
+        "--held_out", nargs="*", default=[], help="ParaDetox files; their test and validation sentences are left out"
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch_tokens", type=int, default=4096, help="tokens of a step, padding included")
@@ -118,7 +120,9 @@ def add_noise(sentence: str, sentences: Sequence[str], rng: random.Random) -> st
     return wear_down(text, rng) if rng.random() < 0.6 else text
 
 
-def make_batches(sentences: Sequence[str], tokenizer, batch_tokens: int, seed: int) -> Iterator[list[tuple[list[int], list[int]]]]:
+def make_batches(
+    sentences: Sequence[str], tokenizer, batch_tokens: int, seed: int
+) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Yield batches of (context, answer) token lists without end: like lengths together, in random order."""
     from sft.prompt import format_prompt
 
@@ -152,7 +156,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
     sentences = read_sentences(arguments.texts, arguments.held_out)
     tokenizer = train_tokenizer(sentences, arguments.vocab_size)
-    unk, bos, eos, pad = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS)
+    _, bos, eos, pad = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS)
     torch.manual_seed(arguments.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = BloomForCausalLM(
