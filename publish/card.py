@@ -42,6 +42,7 @@ def render_card(facts: CardFacts) -> str:
     environment.filters["count"] = count
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     results, publish = facts.results, facts.recipe["publish"]
+    systems = results["systems"]
     return template.render(
         metadata=build_metadata(facts),
         title=facts.name,
@@ -52,15 +53,22 @@ def render_card(facts: CardFacts) -> str:
         manifest=facts.manifest,
         environment=facts.environment,
         results=results,
-        table=[[SYSTEMS[name], *[format_value(key, scores[key]["value"]) for key in LABELS]] for name, scores in results["systems"].items()],
         labels=list(LABELS.values()),
-        signatures={LABELS[key]: score["signature"] for key, score in results["systems"]["adapter"].items()},
-        settings={key: facts.recipe[key] for key in SETTINGS if facts.recipe[key] is not None},
+        table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in LABELS] for name, scores in systems.items()},
+        signatures={LABELS[key]: score["signature"] for key, score in systems["adapter"].items()},
+        settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         samples=choose_samples(facts.predictions, 5),
         prompt=format_prompt("TEXT"),
         license=publish["license"],
         data_license=publish["data_license"],
-    )  # fmt: skip
+    )
+
+
+def format_setting(value: Any) -> str:
+    """Return a recipe's value as the recipe has it: lists with commas, true and false in lower case."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def write_headline(results: Mapping[str, Any]) -> str:

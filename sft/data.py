@@ -173,6 +173,8 @@ def load_files(path: Path, config: DataConfig, source: Source) -> Table:
     paths = [path] if path.is_file() else list_files(path, config)
     header = check_files(paths)
     toxic, neutral = choose_columns(header, config, paths[0])
+    if paths[0].suffix == ".jsonl":
+        check_texts(paths, (toxic, *neutral))
     loader = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[paths[0].suffix]
     options: dict[str, Any] = {}
     if loader == "csv":
@@ -319,6 +321,17 @@ def check_json_lines(path: Path, text: str) -> list[str]:
             )
         header.update(dict.fromkeys(row))
     return list(header)
+
+
+def check_texts(paths: Sequence[Path], columns: Sequence[str]) -> None:
+    """Raise for the first row of .jsonl files where one of these columns is neither text nor null."""
+    for path in paths:
+        for number, line in enumerate(decode_file(path).split("\n"), start=1):
+            row = json.loads(line) if line.strip() else {}
+            for name in columns:
+                if not isinstance(row.get(name), str | None):
+                    message = f"{path}:{number}: {name!r} is {json.dumps(row[name])}, expected text or null."
+                    raise DataError(message, key="data.source")
 
 
 def read_parquet_header(path: Path) -> list[str]:

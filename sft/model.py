@@ -192,14 +192,21 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trl["trust_remote_code"])
+        layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        layers.discard("lm_head")
+        # peft leaves out a name that no layer has without a word, as long as another one fits.
+        unknown = sorted(set(recipe.trl["lora_target_modules"] or ()) - layers - {"all-linear"})
+        if unknown:
+            name = Path(config.name_or_path).name
+            raise RecipeError(
+                f"no layer of {name} has the name {' or '.join(unknown)}. "
+                f"Expected names among {', '.join(sorted(layers))}, or all-linear.",
+                "lora_target_modules",
+            )
         try:
             return get_peft_model(model, get_peft_config(build_model_config(recipe))).get_nb_trainable_parameters()
-        except ValueError as error:
-            raise RecipeError(
-                f"{first_line(error)} BLOOM's linear layers: query_key_value, dense, dense_h_to_4h, dense_4h_to_h; "
-                "any model's: all-linear.",
-                "lora_target_modules",
-            ) from None
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"does not fit the model: {first_line(error)}", "lora_target_modules") from None
 
 
 # ----------------------------------------------------------------------------------------------- loading and saving

@@ -17,7 +17,7 @@ def main() -> None:
 
     run, checkpoint = start_run(preflight, arguments.overwrite)
     model = load_base(preflight.recipe, preflight.base)
-    trainer = build_trainer(preflight, model, run)
+    trainer = build_trainer(preflight, model, run, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     record_training(trainer, run)
     save_adapter(trainer, run, preflight.base)

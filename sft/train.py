@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer, get_peft_config
 
 from sft.check import Preflight
@@ -174,13 +177,53 @@ def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- trainer
 
 
-def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir) -> SFTTrainer:
-    """Return TRL's SFTTrainer for rows that are tokenised already."""
+class LengthSampler(Sampler[int]):
+    """Row indices in random order, like lengths together; the order depends on seed and epoch alone.
+
+    transformers' own sampler draws from the global generator, so that a resumed run would see other batches.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class Trainer(SFTTrainer):
+    """TRL's SFTTrainer, mended where a resumed run would go another way than one without a break."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        # TRL trains a 4-bit model's adapter in bf16, and peft loads it back as float32.
+        types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            parameter.data = parameter.data.to(types[name])
+
+
+def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None) -> Trainer:
+    """Return the trainer, for rows that are tokenised already."""
     rows = preflight.rows
     evaluates = preflight.recipe.trl["eval_strategy"] != "no"
-    trainer = SFTTrainer(
+    config = build_sft_config(preflight.recipe, run)
+    config.eval_on_start = config.eval_on_start and checkpoint is None
+    trainer = Trainer(
         model=model,
-        args=build_sft_config(preflight.recipe, run),
+        args=config,
         train_dataset=Dataset.from_list(rows["train"]),
         eval_dataset=Dataset.from_list(rows["validation"]) if evaluates else None,
         processing_class=preflight.tokenizer,

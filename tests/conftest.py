@@ -18,7 +18,9 @@ SHARED = PROJECT.parent / "shared" / "data"
 PARADETOX = SHARED / "paradetox.tsv"
 TINY = PROJECT / "recipes" / "tiny.yaml"
 
-needs_paradetox = pytest.mark.skipif(not PARADETOX.exists(), reason=f"{PARADETOX} is not here (real ParaDetox is not in the repo)")
+needs_paradetox = pytest.mark.skipif(
+    not PARADETOX.exists(), reason=f"{PARADETOX} is not here (real ParaDetox is not in the repo)"
+)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_open_run_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run directory"):
         open_run(tmp_path)
     write_text(tmp_path / "recipe.yaml", "x")
-    with pytest.raises(RunError, match="its training did not finish .* --resume_from_checkpoint true$"):
+    with pytest.raises(RunError, match=r"its training did not finish .* --resume_from_checkpoint true$"):
         open_run(tmp_path)
 
 

@@ -1,0 +1,111 @@
+"""The preflight: all faults of recipe, data and model at once; or the report, without loading weights."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Main, run_python
+
+from sft.check import inspect_recipe
+from sft.recipe import RecipeFaults
+
+
+def find_faults(*words: object) -> list[str]:
+    with pytest.raises(RecipeFaults) as caught:
+        inspect_recipe(str(TINY), [str(word) for word in words])
+    return caught.value.lines
+
+
+def test_faults_of_recipe_data_and_model_are_told_together(mini_base: Path, tmp_path: Path) -> None:
+    words = ["--model_name_or_path", mini_base, "--data.source", tmp_path / "none.tsv", "--lora_q", 3, "--packing"]
+    lines = find_faults(*words, "--lora_target_modules", "q_proj")
+    assert [line.partition(":")[0] for line in lines] == ["--lora_q", "--data.source", "--packing", "--lora_target_modules"]
+
+
+BROKEN = {
+    "packing": (
+        ["--packing", "true"],
+        "--packing: BLOOM ignores position_ids, so examples packed into one row would read each other without a warning. "
+        "Expected false.",
+    ),
+    "padding-free": (
+        ["--padding_free", "true"],
+        "--padding_free: BLOOM ignores position_ids, so examples packed into one row would read each other without a warning. "
+        "Expected false.",
+    ),
+    "attention": (
+        ["--attn_implementation", "sdpa"],
+        "--attn_implementation: found 'sdpa', and BLOOM has eager attention only. Expected eager or null.",
+    ),
+    "float16": (
+        ["--dtype", "float16"],
+        "--dtype: BLOOM overflows in float16. Expected bfloat16, or float32 where the hardware lacks it.",
+    ),
+    "fp16": (
+        ["--fp16", "true", "--bf16", "false"],
+        "--fp16: BLOOM overflows in float16. Expected bfloat16, or float32 where the hardware lacks it.",
+    ),
+    "pad is EOS": (
+        ["--pad_token", "</s>"],
+        "--pad_token: pad and EOS are both '</s>': with EOS masked as padding, a model never learns to stop. "
+        "Name another token of the vocabulary.",
+    ),
+    "pad unknown": (["--pad_token", "<nope>"], "--pad_token: found '<nope>', expected a token of MINI's vocabulary."),
+    "LoRA modules": (
+        ["--lora_target_modules", "q_proj"],
+        "--lora_target_modules: no layer of MINI has the name q_proj. Expected names among dense, dense_4h_to_h, "
+        "dense_h_to_4h, query_key_value, or all-linear.",
+    ),
+    "all too long": (["--max_length", "16"], "--max_length: found 16, and every train pair is longer. Expected more tokens."),
+    "too few sentences": (
+        ["--data.test", "0.001"],
+        "--data.test: 150 sentences of small.tsv left none for test (validation 0.1, test 0.001). "
+        "Give more data or larger shares.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_fault_that_the_model_or_the_data_shows(case: str, mini_base: Path, small_data: Path) -> None:
+    words, expected = BROKEN[case]
+    lines = find_faults("--model_name_or_path", mini_base, "--data.source", small_data, *words)
+    assert lines == [expected.replace("MINI", mini_base.name)]
+
+
+def test_report(mini_base: Path, small_data: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    # Weights that can't be loaded: the check must not need them.
+    folder = mini_base.parent / "no-weights"
+    shutil.copytree(mini_base, folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    call_main("sft.check", TINY, "--model_name_or_path", folder, "--data.source", small_data)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "lora_r: 16" in text
+    assert "rows read 150" in text
+    assert "leak check: passed" in text
+    assert "### Rewrite this without the toxicity:" in text
+    # rank 16 on the four linear layers of two blocks, 64 wide: 2 * 16 * (64+192 + 64+64 + 64+256 + 256+64)
+    assert f"trainable parameters: {2 * 16 * (256 + 128 + 320 + 320):,}" in text
+
+
+def test_check_of_the_tiny_recipe_is_quick_and_writes_nothing(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = run_python("-m", "sft.check", "recipes/tiny.yaml", "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begin < 20, "10 s is the aim; twice that for a loaded machine"
+    assert not list(tmp_path.iterdir())
+
+
+def test_faults_end_with_status_2_without_traceback(tmp_path: Path) -> None:
+    done = run_python("sft/run.py", "recipes/tiny.yaml", "--lora_q", "3", "--output_dir", tmp_path / "run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --lora_q: unknown key. Did you mean lora_r?\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_resolved_recipe_of_a_run_passes_the_check(mini_run: Path) -> None:
+    preflight = inspect_recipe(str(mini_run / "recipe.yaml"), [])
+    manifest = json.loads((mini_run / "data" / "manifest.json").read_text())
+    assert preflight.describe_data() == manifest
+    assert preflight.recipe.output_dir == mini_run

@@ -1,0 +1,327 @@
+"""Reading, cleaning, splitting and tokenising; broken files each with their exact message."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import PARADETOX, SHARED, needs_paradetox
+
+from sft.data import (
+    DataError,
+    Example,
+    Source,
+    Table,
+    clean_rows,
+    clean_text,
+    find_leaks,
+    group_sources,
+    hash_examples,
+    normalise,
+    read_corpus,
+    read_table,
+    split_examples,
+    tokenise_pairs,
+)
+from sft.prompt import format_prompt
+from sft.recipe import PROJECT, DataConfig
+
+HEAD = b"toxic\tneutral1\tneutral2\n"
+KINDS = ".tsv, .csv, .jsonl, .parquet"
+
+# file: (content, other data keys, the key at fault, the exact message); F stands for the file's path
+BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
+    "missing.tsv": (
+        None,
+        {},
+        "data.source",
+        f"F: no such file or folder. Relative paths start at the working directory ({Path.cwd()}).",
+    ),
+    "empty.tsv": (b"", {}, "data.source", "F: the file is empty. Expected a header and at least one row."),
+    "blank.tsv": (b" \n\n", {}, "data.source", "F: the file is empty. Expected a header and at least one row."),
+    "header.tsv": (HEAD, {}, "data.source", "F: a header and no rows."),
+    "latin.tsv": (
+        HEAD + b"a\tb\t\ncaf\xe9\tx\t\n",
+        {},
+        "data.source",
+        "F:3: not UTF-8 (byte 0xe9). Convert it: iconv -f latin1 -t utf8.",
+    ),
+    "column.tsv": (
+        b"bad\tgood\na\tb\n",
+        {},
+        "data.toxic",
+        "F: no toxic column; it has bad, good. Expected toxic or en_toxic_comment, "
+        "or name yours with --data.toxic and --data.neutral.",
+    ),
+    "neutral.tsv": (
+        b"toxic\tgood\na\tb\n",
+        {},
+        "data.neutral",
+        "F: no column 'neutral1'; it has toxic, good. Name the columns with --data.toxic and --data.neutral.",
+    ),
+    "named.tsv": (
+        HEAD + b"a\tb\tc\n",
+        {"toxic": "rude", "neutral": ("polite",)},
+        "data.toxic",
+        "F: no column 'rude' or 'polite'; it has toxic, neutral1, neutral2. "
+        "Name the columns with --data.toxic and --data.neutral.",
+    ),
+    "many.tsv": (
+        HEAD + b"a\tb\tc\na\tb\tc\td\n",
+        {},
+        "data.source",
+        "F:3: this row has 4 fields, expected 2 to 3. A field that holds a tab, a comma, a quote or a line break must be quoted.",
+    ),
+    "few.tsv": (
+        HEAD + b'"two\nlines"\tb\tc\nalone\n',
+        {},
+        "data.source",
+        "F:4: this row has 1 field, expected 2 to 3. A field that holds a tab, a comma, a quote or a line break must be quoted.",
+    ),
+    "quote.tsv": (
+        HEAD + b'a\tb\t\n"open\tb\tc\nd\te\tf\n',
+        {},
+        "data.source",
+        "F:3: broken quoting in the row that starts here (unexpected end of data). "
+        'A quote inside a quoted field is written twice: "".',
+    ),
+    "one.csv": (
+        b"toxic\na\n",
+        {},
+        "data.source",
+        "F:1: only one column ('toxic'). Expected a toxic and a neutral one, with commas between them.",
+    ),
+    "twice.csv": (b"toxic,neutral1,toxic\na,b,c\n", {}, "data.source", "F:1: the column 'toxic' stands there 2 times."),
+    "half.jsonl": (
+        b'{"toxic": "a", "neutral1": "b"}\n{"toxic": "a", \n',
+        {},
+        "data.source",
+        "F:2: not JSON (Expecting property name enclosed in double quotes, column 16).",
+    ),
+    "list.jsonl": (
+        b'{"toxic": "a", "neutral1": "b"}\n["a", "b"]\n',
+        {},
+        "data.source",
+        'F:2: a list, expected an object such as {"toxic": "…", "neutral1": "…"}.',
+    ),
+    "number.jsonl": (
+        b'{"toxic": "a", "neutral1": "b"}\n\n{"toxic": 2, "neutral1": "b"}\n',
+        {},
+        "data.source",
+        "F:3: 'toxic' is 2, expected text or null.",
+    ),
+    "bad.parquet": (
+        b"PAR1 no",
+        {},
+        "data.source",
+        "F: not a Parquet file (Parquet file size is 7 bytes, smaller than the minimum file footer (8 bytes)).",
+    ),
+    "text.txt": (b"a\tb\n", {}, "data.source", f"F: unknown kind of file. Expected {KINDS}."),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file(name: str, tmp_path: Path) -> None:
+    content, options, key, message = BROKEN[name]
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_corpus(DataConfig(source=str(path), **options))
+    assert str(caught.value) == message.replace("F:", f"{path}:", 1)
+    assert caught.value.key == key
+
+
+def test_folder_without_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_corpus(DataConfig(source=str(tmp_path)))
+    assert str(caught.value) == f"{tmp_path}: no data file in this folder. Expected {KINDS}."
+
+
+ROWS = [("NA", ["null", ""]), ("123", ["456", ""]), ('a "q"\n b', ["x", "y"])]
+
+
+def write_rows(path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    names = ("toxic", "neutral1", "neutral2")
+    records = [dict(zip(names, (toxic, *neutrals), strict=True)) for toxic, neutrals in ROWS]
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ","
+        lines = [separator.join('"' + record[name].replace('"', '""') + '"' for name in names) for record in records]
+        path.write_text("\ufeff" + separator.join(names) + "\n" + "\n\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_same_rows_from_each_kind_of_file(suffix: str, folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / f"train{suffix}"
+    write_rows(path)
+    table = read_table(DataConfig(source=str(tmp_path if folder else path)))
+    assert table.rows == ROWS
+    assert list(table.source.files) == [path.name]
+
+
+def test_splits_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("toxic\tneutral1\na\tb\n")
+    (tmp_path / "test.tsv").write_text("toxic\tneutral1\nc\td\n")
+    assert read_table(DataConfig(source=str(tmp_path), split="test")).rows == [("c", ["d"])]
+    with pytest.raises(DataError, match=r"no split 'dev' in this folder; it has test, train\.$"):
+        read_table(DataConfig(source=str(tmp_path), split="dev"))
+
+
+def test_other_column_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,rude,polite,kind\n1,a,b,c\n")
+    assert read_table(DataConfig(source=str(path), toxic="rude", neutral=("polite", "kind"))).rows == [("a", ["b", "c"])]
+
+
+def test_source_name_holds_no_absolute_path(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("toxic\tneutral1\na\tb\n")
+    assert read_table(DataConfig(source=str(tmp_path / "a.tsv"))).source.name == "a.tsv"
+    assert read_table(DataConfig(source=str(PROJECT / "recipes/tiny-corpus.tsv"))).source.name == "recipes/tiny-corpus.tsv"
+
+
+def test_cleaning_counts_all_that_it_drops() -> None:
+    rows = [
+        ("bad  one", ["good", "good", "fine\n one"]),  # white space twice, a duplicate
+        ("bad one", ["fine one", "new"]),  # merged, a duplicate
+        ("", ["x"]),
+        ("no rewrite", ["", " "]),  # white space once
+        ("same", ["same"]),
+        ("cafe\u0301", ["caf\u00e9 x"]),  # NFC once
+    ]
+    corpus = clean_rows(Table(Source("x"), rows))
+    assert corpus.examples == [Example("bad one", ("good", "fine one", "new")), Example("caf\u00e9", ("caf\u00e9 x",))]
+    assert corpus.counts == {
+        "rows": 6,
+        "pairs": 8,
+        "changed_text": 4,
+        "empty_toxic": 1,
+        "empty_neutral": 1,
+        "merged_rows": 1,
+        "duplicate_pairs": 2,
+        "identical_pairs": 1,
+        "no_reference_left": 1,
+        "examples": 2,
+        "references": 4,
+    }
+    # Each pair read is kept, dropped for a counted reason, or stood in a dropped row.
+    assert corpus.counts["pairs"] == 4 + 2 + 1 + 1
+
+
+def test_texts() -> None:
+    assert clean_text(" a\u00a0b\t\nc\u2028") == "a b c"
+    assert normalise("You're  NOT funny!!") == normalise("you re not funny .") == "you re not funny"
+    assert normalise("ＳＨＩＴ") == "shit"
+    assert normalise("!!!") == "!!!"
+
+
+def make_examples(*texts: str) -> list[Example]:
+    return [Example(text, (f"polite {number}",)) for number, text in enumerate(texts)]
+
+
+def test_linked_sources_are_one_group() -> None:
+    examples = make_examples(
+        "shut up !", "Shut up", "i think that you are a very dumb person", "i think that you are a dumb person", "other"
+    )
+    examples.append(Example("what a mess", ("Other.",)))  # its rewrite is another's source
+    assert group_sources(examples) == [0, 0, 2, 2, 4, 4]
+
+
+def test_short_sentences_that_share_words_are_not_linked() -> None:
+    assert group_sources(make_examples("what a jerk", "what a fool", "what a stupid day")) == [0, 1, 2]
+
+
+def random_examples(number: int, seed: int) -> list[Example]:
+    rng = random.Random(seed)
+    words = [f"w{index}" for index in range(300)]
+    return [Example(" ".join(rng.sample(words, 9)), (f"r{seed} {index}",)) for index in range(number)]
+
+
+def place_examples(examples: list[Example], seed: int = 0) -> dict[str, str]:
+    return {e.toxic: split for split, part in split_examples(examples, 0.1, 0.1, seed).items() for e in part}
+
+
+def test_added_rows_move_no_other_row() -> None:
+    examples = random_examples(500, 1)
+    before = place_examples(examples)
+    near = [Example(example.toxic + " !!", ("x",)) for example in examples[:100]]
+    after = place_examples(examples + random_examples(500, 2) + near)
+    assert all(after[text] == split for text, split in before.items())
+    assert all(after[e.toxic] == before[e.toxic.removesuffix(" !!")] for e in near)
+
+
+def test_order_of_rows_does_not_matter_and_the_seed_does() -> None:
+    examples = random_examples(500, 1)
+    assert place_examples(examples) == place_examples(examples[::-1])
+    assert place_examples(examples) != place_examples(examples, seed=1)
+    shares = list(place_examples(examples).values())
+    assert 30 < shares.count("test") < 70
+    assert 30 < shares.count("validation") < 70
+
+
+def test_planted_leaks_are_found() -> None:
+    train, test = make_examples("you are a fool", "b"), make_examples("You are a FOOL.", "c")
+    splits = {"train": train, "validation": [], "test": test}
+    assert find_leaks(splits) == ["'you are a fool' stands in test and train"]
+    as_rewrite = {"train": [Example("x", ("you are a fool",))], "validation": [], "test": [Example("you are a fool!", ("y",))]}
+    assert find_leaks(as_rewrite) == ["'you are a fool' stands in test and train"]
+    assert find_leaks({"train": train, "validation": [], "test": make_examples("c")}) == []
+
+
+@needs_paradetox
+def test_real_paradetox_in_both_layouts() -> None:
+    by_sentence = read_corpus(DataConfig(source=str(PARADETOX)))
+    by_pair = read_corpus(DataConfig(source=str(SHARED / "paradetox-hub")))
+    assert by_sentence.counts["rows"] == 11346
+    assert by_pair.counts["rows"] == by_sentence.counts["pairs"] == 18780
+    assert hash_examples(by_sentence.examples) == hash_examples(by_pair.examples)
+    splits = split_examples(by_sentence.examples, 0.05, 0.05, 0)
+    assert find_leaks(splits) == []
+    assert {split: len(part) for split, part in splits.items()} == {"train": 10086, "validation": 589, "test": 591}
+
+
+def test_tokens_are_prompt_answer_and_end(mini_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(mini_base)
+    examples = [Example("you damn fool", ("you are not wise .", "Not wise.")), Example("a " * 200, ("b",))]
+    rows, too_long = tokenise_pairs(examples, tokenizer, 60)
+    assert too_long == 1
+    assert [tokenizer.decode(row["input_ids"]) for row in rows] == [
+        format_prompt("you damn fool") + "you are not wise .</s>",
+        format_prompt("you damn fool") + "Not wise.</s>",
+    ]
+    assert [tokenizer.decode([t for t in row["labels"] if t != -100]) for row in rows] == [
+        "you are not wise .</s>",
+        "Not wise.</s>",
+    ]
+    prompt = tokenizer(format_prompt("you damn fool"))["input_ids"]
+    assert all(row["input_ids"][: len(prompt)] == prompt for row in rows)
+    whole, _ = tokenise_pairs(examples[:1], tokenizer, None, completion_only=False)
+    assert all(row["labels"] == row["input_ids"] for row in whole)
+
+
+def test_tokens_are_those_of_trl(mini_base: Path) -> None:
+    """On ordinary rows, tokenising prompt and answer apart gives what SFTTrainer makes of plain prompt/completion rows."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(mini_base)
+    examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples[:50]
+    pairs = [{"prompt": format_prompt(e.toxic), "completion": r} for e in examples for r in e.references]
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(mini_base),
+        args=SFTConfig(use_cpu=True, report_to="none"),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+    )
+    rows, _ = tokenise_pairs(examples, tokenizer, None)
+    assert rows == [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in trainer.train_dataset]

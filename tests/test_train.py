@@ -1,0 +1,202 @@
+"""Training: what a run leaves behind, the same bytes twice, going on after a kill, and nothing lost by mistake."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import PARADETOX, TINY, Main, needs_paradetox, run_python
+
+from sft.recipe import PROJECT, load_recipe
+from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines
+
+
+def list_files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_holds_what_the_readme_says(mini_run: Path) -> None:
+    assert {name for name in list_files(mini_run) if not name.startswith(("eval/", "publish/"))} == {
+        "recipe.yaml",
+        "environment.json",
+        "data/manifest.json",
+        "data/train.jsonl",
+        "data/validation.jsonl",
+        "data/test.jsonl",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "train.jsonl",
+        "plots/loss.png",
+        "plots/scores.png",
+        "plots/lengths.png",
+    }
+
+
+def test_log_has_a_line_a_logging_step(mini_run: Path) -> None:
+    log = read_json_lines(mini_run / "train.jsonl")
+    assert [line["step"] for line in log if "loss" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in log if "eval_loss" in line] == [0, 4, 8]
+    for line in log:
+        if "loss" in line:
+            assert {"epoch", "seconds", "samples_per_second", "loss", "learning_rate", "grad_norm"} <= set(line)
+
+
+def test_training_lowers_the_loss(mini_run: Path) -> None:
+    """Also after a validation, on CPUs where bitsandbytes repacks 4-bit weights for it: see sft/model.py."""
+    losses = read_json(mini_run / "environment.json")["training"]["validation_loss"]
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_splits_in_the_run_do_not_overlap(mini_run: Path) -> None:
+    ids = {split: {line["id"] for line in read_json_lines(mini_run / "data" / f"{split}.jsonl")} for split in ("train", "test")}
+    assert ids["train"]
+    assert ids["test"]
+    assert not ids["train"] & ids["test"]
+    assert read_json(mini_run / "data" / "manifest.json")["leaks"] == 0
+
+
+def test_adapter_is_4_bit_lora_on_all_linear_layers_and_names_no_path(mini_run: Path, mini_base: Path) -> None:
+    from safetensors import safe_open
+
+    text = (mini_run / "adapter" / "adapter_config.json").read_text()
+    config = json.loads(text)
+    assert config["base_model_name_or_path"] == mini_base.name
+    assert "/" not in text.replace("https://", "")
+    assert config["target_modules"] == ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"]
+    with safe_open(mini_run / "adapter" / "adapter_model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+        assert len(names) == 2 * 4 * 2  # A and B, four layers, two blocks
+        assert any(weights.get_tensor(name).abs().sum() > 0 for name in names if "lora_B" in name)
+
+
+def test_same_recipe_and_seed_give_the_same_bytes(
+    mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path
+) -> None:
+    """Whole process against whole process: an order that depends on hash seeds would show."""
+    done = run_python("sft/run.py", *mini_arguments, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "run" / "adapter" / name).read_bytes() == (mini_run / "adapter" / name).read_bytes()
+    call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "other", "--seed", 1)
+    assert hash_file(RunDir(tmp_path / "other").adapter_weights) != hash_file(RunDir(mini_run).adapter_weights)
+
+
+def test_resolved_recipe_gives_the_same_run(mini_run: Path, call_main: Main, tmp_path: Path) -> None:
+    call_main("sft.run", mini_run / "recipe.yaml", "--output_dir", tmp_path / "again")
+    assert hash_file(RunDir(tmp_path / "again").adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
+
+
+def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    arguments = [*mini_arguments, "--output_dir", str(root)]
+    process = subprocess.Popen(
+        [sys.executable, "sft/run.py", *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    run = RunDir(root)
+    deadline = time.monotonic() + 120
+    while run.last_checkpoint() is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if run.is_finished():
+        pytest.skip("the run was finished before it could be killed")
+    assert run.last_checkpoint() is not None
+    # A checkpoint that the kill cut off must not be taken.
+    torn = run.checkpoints / "checkpoint-7"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+
+    with pytest.raises(RunError, match=r"an interrupted run is here, with checkpoint-\d\. --resume_from_checkpoint true"):
+        call_main("sft.run", *arguments)
+    with pytest.raises(RunError, match=r"the interrupted run had other values of learning_rate \(see "):
+        call_main("sft.run", *arguments, "--resume_from_checkpoint", "true", "--learning_rate", "1e-3")
+    call_main("sft.run", *arguments, "--resume_from_checkpoint", "true")
+    assert hash_file(run.adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
+    steps = [line["step"] for line in read_json_lines(run.train_log) if "loss" in line]
+    assert steps == [2, 4, 6, 8]
+    assert read_json(run.environment)["resumed_from"].startswith("checkpoint-")
+    assert not run.checkpoints.exists()
+
+
+def test_finished_run_is_not_overwritten(mini_run: Path, mini_arguments: list[str], call_main: Main) -> None:
+    before = {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
+    with pytest.raises(RunError, match=r"a finished run is here\. --overwrite replaces it"):
+        call_main("sft.run", *mini_arguments, "--output_dir", mini_run)
+    assert before == {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
+
+
+def test_overwrite_replaces_the_run_and_keeps_other_files(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    (root / "adapter").mkdir(parents=True)
+    (root / "notes.txt").write_text("mine")
+    arguments = [*mini_arguments, "--output_dir", root, "--max_steps", 2]
+    with pytest.raises(RunError, match="neither empty nor a run directory"):
+        call_main("sft.run", *arguments)
+    (root / "notes.txt").rename(tmp_path / "notes.txt")
+    (root / "adapter").rmdir()
+    call_main("sft.run", *arguments)
+    (tmp_path / "notes.txt").rename(root / "notes.txt")
+    first = hash_file(RunDir(root).adapter_weights)
+    call_main("sft.run", *arguments, "--overwrite", "--learning_rate", "1e-2", "--warmup_steps", "0")
+    assert hash_file(RunDir(root).adapter_weights) != first
+    assert (root / "notes.txt").read_text() == "mine"
+
+
+def test_file_in_place_of_the_run(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(RunError, match="a file, expected a folder"):
+        call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc_per_node", "2"],
+        ["accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_two_processes_train_one_run(launcher: list[str], mini_arguments: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    done = run_python("-m", *launcher, "sft/run.py", *mini_arguments, "--max_steps", 4, "--output_dir", root)
+    assert done.returncode == 0, done.stderr
+    run = RunDir(root)
+    assert run.is_finished()
+    assert read_json(run.environment)["processes"] == 2
+    assert [line["step"] for line in read_json_lines(run.train_log) if "loss" in line] == [2, 4]  # once, not once a process
+    done = run_python("-m", *launcher, "eval/run.py", root)
+    assert done.returncode == 0, done.stderr
+    by_two = (run.eval / "predictions.jsonl").read_bytes()
+    assert read_json(run.eval / "results.json")["processes"] == 2
+    done = run_python("eval/run.py", root)
+    assert done.returncode == 0, done.stderr
+    assert (run.eval / "predictions.jsonl").read_bytes() == by_two
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp", "deepspeed_zero3"])
+def test_accelerate_files_are_ones_that_accelerate_reads(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(PROJECT / "recipes" / "accelerate" / f"{name}.yaml")).num_processes == 2
+
+
+@needs_paradetox
+def test_real_paradetox_lowers_the_validation_loss_by_a_third(call_main: Main, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    call_main(
+        "sft.run", TINY, "--data.source", PARADETOX, "--max_steps", 250, "--output_dir", root, "--save_strategy", "no",
+        "--eval_strategy", "steps", "--eval_steps", 250, "--data.validation", 0.02, "--data.test", 0.02,
+    )  # fmt: skip
+    first, last = read_json(root / "environment.json")["training"]["validation_loss"]
+    assert last < first * 2 / 3, f"validation loss {first:.3f} -> {last:.3f}"
+    assert load_recipe(root / "recipe.yaml").data.source == str(PARADETOX)
+
+
+def test_environment_names_no_user(mini_run: Path) -> None:
+    environment = read_json(mini_run / "environment.json")
+    assert {"versions", "hardware", "git_commit", "seeds", "command", "base", "training"} <= set(environment)
+    assert environment["versions"]["trl"]
+    assert str(Path.home()) not in json.dumps({key: environment[key] for key in environment if key != "command"})
