@@ -97,7 +97,7 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
 
     from sft.model import (
         count_parameters,
-        find_hardware_conflicts,
+        find_machine_conflicts,
         find_model_conflicts,
         load_config,
         load_tokenizer,
@@ -112,7 +112,7 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
         attempt(lambda: load_tokenizer(base, trl["pad_token"], trl["eos_token"], trl["trust_remote_code"])) if base else None
     )
     conflicts = list(find_model_conflicts(recipe, config, tokenizer)) if config is not None and tokenizer is not None else []
-    for error in [*conflicts, *find_hardware_conflicts(recipe)]:
+    for error in [*conflicts, *find_machine_conflicts(recipe)]:
         recipe.report(error, faults)
     lora_keys = [key for key in trl if key.startswith("lora_") or key in ("use_peft", "load_in_4bit", "load_in_8bit", "dtype")]
     parameters = attempt(lambda: count_parameters(recipe, config), lora_keys) if config is not None else None

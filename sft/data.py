@@ -353,7 +353,7 @@ def choose_columns(header: Sequence[str], config: DataConfig, path: Path) -> tup
     if toxic is None:
         raise DataError(
             f"{path}: no toxic column; it has {', '.join(header)}. Expected {' or '.join(LAYOUTS)}, "
-            "or name yours with --data.toxic and --data.neutral.",
+            "or the names that the recipe gives as data.toxic and data.neutral.",
             key="data.toxic",
         )
     if config.neutral:
@@ -367,7 +367,7 @@ def choose_columns(header: Sequence[str], config: DataConfig, path: Path) -> tup
     if missing:
         raise DataError(
             f"{path}: no column {' or '.join(map(repr, missing))}; it has {', '.join(header)}. "
-            "Name the columns with --data.toxic and --data.neutral.",
+            "Other names go into the recipe, as data.toxic and data.neutral.",
             key="data.toxic" if toxic in missing else "data.neutral",
         )
     return toxic, neutral

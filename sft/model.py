@@ -153,11 +153,20 @@ def find_model_conflicts(
         )
 
 
-def find_hardware_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
-    """Yield the faults of a recipe on this machine."""
+def find_machine_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
+    """Yield the faults of a recipe on this machine: its hardware, and what is installed."""
     import torch
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     trl = recipe.trl
+    report_to = trl["report_to"] or []
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        if name not in (*INTEGRATION_TO_CALLBACK, "none", "all"):
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            yield RecipeError(f"found {name!r}, expected none, all, or some of {known}.", "report_to")
+        elif name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations():
+            yield RecipeError(f"{name} is not installed. Install it, or use report_to: none.", "report_to")
     if not torch.cuda.is_available() or trl["use_cpu"]:
         if trl["fp16"] or trl["dtype"] == "float16":
             yield RecipeError(

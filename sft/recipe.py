@@ -8,6 +8,7 @@ is checked in milliseconds, without importing torch.
 import argparse
 import dataclasses
 import difflib
+import errno
 import functools
 import json
 import math
@@ -561,6 +562,13 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         exit_with(error)
+    except BrokenPipeError:  # the reader of our output has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR):
+            raise
+        exit_with(InputError(f"{error.filename or 'a file'}: can't be written or read: {error.strerror}."))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

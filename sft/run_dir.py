@@ -91,7 +91,7 @@ class RunDir:
     def clear(self) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
         # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be repeated.
-        for name in ("adapter", "checkpoints", "data", "eval", "plots", "publish"):
+        for name in ("adapter", ".adapter", "checkpoints", "data", "eval", "plots", "publish", ".publish"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for path in (self.environment, self.train_log, self.recipe):
             path.unlink(missing_ok=True)

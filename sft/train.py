@@ -52,6 +52,7 @@ def start_run(preflight: Preflight, overwrite: bool) -> tuple[RunDir, Path | Non
     if state.is_main_process:
         if checkpoint is None:
             run.clear()
+            write_json_lines(run.train_log, [])
         else:
             # What an interrupted run logged after its last checkpoint will be done, and logged, again.
             done = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
@@ -140,8 +141,8 @@ def record_training(trainer: SFTTrainer, run: RunDir) -> None:
     environment["training"] = {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "seconds": log[-1]["seconds"] if log else None,
-        "samples_per_second": next((line["samples_per_second"] for line in reversed(log) if "loss" in line), None),
+        "seconds": log[-1]["seconds"],
+        "samples_per_second": log[-1]["samples_per_second"],
         "validation_loss": [line["eval_loss"] for line in log if "eval_loss" in line],
         "peak_memory_gib": round(
             (torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30, 2
@@ -168,7 +169,8 @@ def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axes.set(xlabel="step", ylabel="loss on answer tokens (nats)", title="Loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     with replace_file(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
@@ -257,7 +259,7 @@ class ProgressLog(TrainerCallback):
     """Progress on the terminal, and a line a logging step in train.jsonl; on the main process alone.
 
     A line holds `step`, `epoch`, `seconds` since the start, and TRL's own figures: `loss` (nats a scored token),
-    `learning_rate`, `grad_norm`, …, or `eval_loss`; training lines also hold `samples_per_second`.
+    `learning_rate`, `grad_norm`, …, or `eval_loss`; training lines also hold `samples_per_second`. The last line sums up.
     """
 
     def __init__(self, run: RunDir) -> None:
@@ -275,7 +277,7 @@ class ProgressLog(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            log = read_json_lines(self.run.train_log) if self.run.train_log.exists() else []
+            log = read_json_lines(self.run.train_log)
             self.earlier = log[-1]["seconds"] if log else 0.0
             self.begin, self.first_step = time.monotonic(), state.global_step
             self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
@@ -290,25 +292,35 @@ class ProgressLog(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs):
             return
-        seconds = time.monotonic() - self.begin
-        line = {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.earlier + seconds, 2)}
+        line = self.start_line(args, state)
         if "loss" in logs:
-            batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            samples = round((state.global_step - self.first_step) * batch / seconds, 1)
-            line["samples_per_second"] = samples
-            text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {samples:.1f} samples/s"
+            text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {line['samples_per_second']:.1f} samples/s"
             self.progress.update(self.task, description=text)
         else:
+            del line["samples_per_second"]  # it would count the time of the evaluation
             text = f"validation loss {logs['eval_loss']:.4f}"
-        line |= {key: value for key, value in logs.items() if key not in line}
-        self.run.root.mkdir(parents=True, exist_ok=True)
+        self.write_line(line | {key: value for key, value in logs.items() if key not in line})
+        if not self.console.is_terminal or "eval_loss" in logs:
+            done = state.global_step - self.first_step
+            left = (time.monotonic() - self.begin) / max(1, done) * (state.max_steps - state.global_step)
+            clock = f"{int(left) // 60}:{int(left) % 60:02d} left" if done else ""
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {text}  {clock}".rstrip(), highlight=False)
+
+    def start_line(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        seconds = time.monotonic() - self.begin
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "seconds": round(self.earlier + seconds, 2),
+            "samples_per_second": round((state.global_step - self.first_step) * batch / seconds, 1),
+        }
+
+    def write_line(self, line: dict[str, Any]) -> None:
         with self.run.train_log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        if not self.console.is_terminal or "eval_loss" in logs:
-            left = seconds / max(1, state.global_step - self.first_step) * (state.max_steps - state.global_step)
-            clock = f"{int(left) // 60}:{int(left) % 60:02d} left" if state.global_step > self.first_step else ""
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {text}  {clock}".rstrip(), highlight=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.progress.stop()
+            self.write_line(self.start_line(args, state) | {"finished": True})

@@ -58,6 +58,15 @@ BROKEN = {
         "--lora_target_modules: no layer of MINI has the name q_proj. Expected names among dense, dense_4h_to_h, "
         "dense_h_to_4h, query_key_value, or all-linear.",
     ),
+    "unknown tracker": (
+        ["--report_to", "nowhere"],
+        "--report_to: found 'nowhere', expected none, all, or some of azure_ml, clearml, codecarbon, comet_ml, dagshub, "
+        "dvclive, flyte, kubeflow, mlflow, neptune, swanlab, tensorboard, trackio, wandb.",
+    ),
+    "tracker not installed": (
+        ["--report_to", "clearml"],
+        "--report_to: clearml is not installed. Install it, or use report_to: none.",
+    ),
     "all too long": (["--max_length", "16"], "--max_length: found 16, and every train pair is longer. Expected more tokens."),
     "too few sentences": (
         ["--data.test", "0.001"],

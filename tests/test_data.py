@@ -51,20 +51,20 @@ BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
         {},
         "data.toxic",
         "F: no toxic column; it has bad, good. Expected toxic or en_toxic_comment, "
-        "or name yours with --data.toxic and --data.neutral.",
+        "or the names that the recipe gives as data.toxic and data.neutral.",
     ),
     "neutral.tsv": (
         b"toxic\tgood\na\tb\n",
         {},
         "data.neutral",
-        "F: no column 'neutral1'; it has toxic, good. Name the columns with --data.toxic and --data.neutral.",
+        "F: no column 'neutral1'; it has toxic, good. Other names go into the recipe, as data.toxic and data.neutral.",
     ),
     "named.tsv": (
         HEAD + b"a\tb\tc\n",
         {"toxic": "rude", "neutral": ("polite",)},
         "data.toxic",
         "F: no column 'rude' or 'polite'; it has toxic, neutral1, neutral2. "
-        "Name the columns with --data.toxic and --data.neutral.",
+        "Other names go into the recipe, as data.toxic and data.neutral.",
     ),
     "many.tsv": (
         HEAD + b"a\tb\tc\na\tb\tc\td\n",

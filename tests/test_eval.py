@@ -1,0 +1,212 @@
+"""Evaluation of a run: what it writes, what it is bound to, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Main, run_python
+
+from eval.generate import find_adapter, load_rewriter, open_adapter
+from eval.metrics import compute_scores
+from eval.report import choose_samples, escape_markdown
+from eval.rows import choose_rows
+from sft.recipe import InputError
+from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, read_json_lines, write_json, write_text
+
+
+@pytest.fixture
+def own_run(mini_run: Path, tmp_path: Path) -> RunDir:
+    """A copy of the run that a test may change."""
+    shutil.copytree(mini_run, tmp_path / "run")
+    return RunDir(tmp_path / "run")
+
+
+def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
+    results = read_json(mini_run / "eval" / "results.json")
+    lines = read_json_lines(mini_run / "eval" / "predictions.jsonl")
+    test = read_json_lines(mini_run / "data" / "test.jsonl")
+    assert [(line["toxic"], line["references"]) for line in lines] == [(line["toxic"], line["references"]) for line in test]
+    references = [line["references"] for line in lines]
+    for system, texts in {
+        "adapter": [line["prediction"] for line in lines],
+        "copy": [line["toxic"] for line in lines],
+    }.items():
+        expected = {name: score.describe() for name, score in compute_scores(texts, references).items()}
+        assert results["systems"][system] == expected
+
+
+def test_results_are_bound_to_adapter_base_and_data(mini_run: Path) -> None:
+    results, run = read_json(mini_run / "eval" / "results.json"), RunDir(mini_run)
+    assert results["adapter"]["sha256"] == hash_file(run.adapter_weights)
+    assert results["base"] == read_json(run.environment)["base"]
+    assert results["data"]["sha256"] == read_json(run.manifest)["splits"]["test"]["sha256"]
+    assert results["data"]["rows"] == results["data"]["rows_of"] == len(read_json_lines(run.split("test")))
+    assert str(Path.home()) not in json.dumps(results)
+    assert "/tmp" not in json.dumps(results)
+
+
+def test_limit_and_split_do_not_replace_the_full_evaluation(own_run: RunDir, call_main: Main) -> None:
+    before = (own_run.eval / "results.json").read_bytes()
+    call_main("eval.run", own_run.root, "--limit", 2)
+    call_main("eval.run", own_run.root, "--split", "validation", "--limit", 3)
+    assert (own_run.eval / "results.json").read_bytes() == before
+    limited = read_json(own_run.eval / "test-first-2" / "results.json")["data"]
+    assert (limited["rows"], limited["rows_of"] > 2) == (2, True)
+    assert read_json(own_run.eval / "validation-first-3" / "results.json")["data"]["split"] == "validation"
+
+
+def test_source_leaves_out_what_the_run_has_seen(own_run: RunDir, call_main: Main, tmp_path: Path) -> None:
+    trained = read_json_lines(own_run.split("train"))[:3]
+    text = "toxic\tneutral1\n" + "".join(f"{line['toxic'].upper()} !!\tx\n" for line in trained) + "a damn new one\tA new one.\n"
+    write_text(tmp_path / "other.tsv", text)
+    call_main("eval.run", own_run.root, "--source", tmp_path / "other.tsv")
+    data = read_json(own_run.eval / "other" / "results.json")["data"]
+    assert (data["rows"], data["left_out_as_seen"], data["source"]) == (1, 3, "other.tsv")
+    write_text(tmp_path / "seen.tsv", text.replace("a damn new one\tA new one.\n", ""))
+    with pytest.raises(InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"):
+        choose_rows(own_run, str(tmp_path / "seen.tsv"), "test", None)
+
+
+def test_changed_test_split_is_refused(own_run: RunDir) -> None:
+    lines = own_run.split("test").read_text().splitlines(keepends=True)
+    write_text(own_run.split("test"), "".join(lines[1:]))
+    with pytest.raises(RunError, match="not the test split that the run was made with"):
+        choose_rows(own_run, None, "test", None)
+
+
+def test_changed_prompt_is_refused(own_run: RunDir) -> None:
+    manifest = read_json(own_run.manifest)
+    write_json(own_run.manifest, manifest | {"prompt": "### detoxified:\n{text}"})
+    with pytest.raises(RunError, match="trained with another prompt"):
+        open_adapter(own_run)
+
+
+def test_changed_base_is_refused(own_run: RunDir) -> None:
+    environment = read_json(own_run.environment)
+    environment["base"]["weights"] = {"model.safetensors": "0" * 64}
+    write_json(own_run.environment, environment)
+    with pytest.raises(RunError, match="no longer the one that the adapter was trained on"):
+        open_adapter(own_run)
+
+
+def test_unfinished_run_is_refused_with_the_command_that_mends_it(own_run: RunDir) -> None:
+    shutil.rmtree(own_run.adapter)
+    with pytest.raises(RunError, match=r"its training did not finish .* Go on with: accelerate launch sft/run\.py"):
+        open_run(own_run.root)
+    done = run_python("eval/run.py", own_run.root)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_rewrites_do_not_depend_on_company(mini_run: Path) -> None:
+    """Each text's answer is its own, whatever else is in the call and in which order; empty texts stay empty."""
+    rewriter = load_rewriter(find_adapter(str(mini_run)))
+    texts = ["you damn fool", "", "what a load of crap , i want my money back right now please", "   ", "shut up"]
+    together = rewriter.rewrite(texts)
+    assert len(together) == len(texts)
+    assert together[1] == together[3] == ""
+    assert rewriter.rewrite(texts[::-1]) == together[::-1]
+    assert [rewriter.rewrite([text])[0] for text in texts] == together
+
+
+def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
+    """The dequantised, merged float32 model against the 4-bit base with the adapter beside it, as it was trained."""
+    import torch
+    from peft import PeftModel
+
+    from sft.model import load_base, resolve_base
+    from sft.recipe import load_recipe
+
+    recipe = load_recipe(mini_run / "recipe.yaml")
+    adapter = open_adapter(RunDir(mini_run))
+    trained = PeftModel.from_pretrained(load_base(recipe, resolve_base(recipe.trl["model_name_or_path"])), str(adapter.folder))
+    merged = load_rewriter(adapter).model
+    ids = torch.arange(4, 60).reshape(2, 28)
+    with torch.no_grad():
+        reference, logits = trained.eval()(input_ids=ids).logits.float(), merged(input_ids=ids).logits
+    assert (reference - logits).abs().max() < 0.05 * reference.abs().max()
+    assert not torch.allclose(logits, load_rewriter(adapter, with_adapter=False).model(input_ids=ids).logits, atol=1e-6)
+
+
+def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
+    done = run_python("-m", "eval.detoxify", mini_run, stdin="you damn fool\n\nwhat the hell is this\r\nlast line without end")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split("\n")
+    assert len(lines) == 5
+    assert (lines[1], lines[4]) == ("", "")
+    again = run_python("-m", "eval.detoxify", mini_run, "you damn fool", "what the\nhell is this")
+    assert again.stdout.split("\n")[:2] == [lines[0], lines[2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["./nowhere"],
+            "error: ./nowhere: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id.\n",
+        ),
+        (["eval"], "error: eval: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made.\n"),
+        (["a/b"], "error: a/b: no such run directory here; and the Hub could not be reached, nor does the cache have it.\n"),
+    ],
+)
+def test_detoxify_with_something_else(arguments: list[str], message: str) -> None:
+    done = run_python("-m", "eval.detoxify", *arguments, "text")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_detoxify_says_which_line_is_not_utf8(mini_run: Path) -> None:
+    import subprocess
+    import sys
+
+    from sft.recipe import PROJECT
+
+    command = [sys.executable, "-m", "eval.detoxify", str(mini_run)]
+    done = subprocess.run(command, cwd=PROJECT, input=b"fine\ncaf\xe9\n", capture_output=True, timeout=300)
+    assert done.returncode == 2
+    assert b"error: standard input, line 2: not UTF-8. Convert it: iconv -f latin1 -t utf8.\n" in done.stderr
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_limit_must_be_a_number_above_0(limit: str) -> None:
+    done = run_python("eval/run.py", "runs/tiny", f"--limit={limit}")
+    assert done.returncode == 2
+    assert f"argument --limit: found '{limit}', expected a whole number above 0" in done.stderr
+
+
+def test_samples_do_not_depend_on_the_predictions() -> None:
+    lines = [{"id": f"{number:016x}", "prediction": str(number)} for number in (5, 3, 9, 1)]
+    assert [line["id"][-1] for line in choose_samples(lines, 2)] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a | b",
+        "<img src=x onerror=alert(1)>",
+        "`code`",
+        "*bold* _it_ ~~no~~",
+        "[x](http://e.org)",
+        "$x^2$",
+        "http://e.org",
+        "@me",
+        "# h",
+    ],
+)
+def test_escaped_text_holds_no_markup(text: str) -> None:
+    import html
+
+    escaped = escape_markdown(text)
+    assert html.unescape(escaped) == text
+    # Entities aside, nothing is left that Markdown reads.
+    import re
+
+    assert not re.search(r"[|<>`*_\[\]$@#~^]|://", re.sub(r"&#?\w+;", "", escaped))
+
+
+def test_plots_are_pictures(mini_run: Path) -> None:
+    for name in ("loss", "scores", "lengths"):
+        content = (mini_run / "plots" / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000

@@ -1,0 +1,100 @@
+"""recipes/bloom.yaml unchanged, from a Hub over HTTP to an adapter that is used from that Hub again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import run_python
+from hub_double import HubDouble
+
+
+@pytest.fixture
+def served(hub: HubDouble, mini_base: Path, small_data: Path) -> dict[str, str]:
+    """A miniature BLOOM and a small data set under the names of the real ones; returns their commits."""
+    lines = small_data.read_text(encoding="utf-8").splitlines()[1:]
+    pairs = [(toxic, neutral) for toxic, *neutrals in (line.split("\t") for line in lines) for neutral in neutrals if neutral]
+    table = "en_toxic_comment\ten_neutral_comment\n" + "".join(f"{toxic}\t{neutral}\n" for toxic, neutral in pairs)
+    readme = "---\nlicense: openrail++\n---\n# ParaDetox\n"
+    return {
+        "model": hub.add_repo("model", "bigscience/bloom-3b", mini_base),
+        "data": hub.add_repo("dataset", "s-nlp/paradetox", {"train.tsv": table.encode(), "README.md": readme.encode()}),
+    }
+
+
+def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, str], tmp_path: Path) -> None:
+    env = hub.environment(tmp_path / "cache")
+    root = tmp_path / "bloom"
+    done = run_python("-m", "accelerate.commands.launch", "sft/run.py", "recipes/bloom.yaml", "--output_dir", root, env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((root / "environment.json").read_text())["base"]["revision"] == served["model"]
+    manifest = json.loads((root / "data" / "manifest.json").read_text())
+    assert (manifest["source"], manifest["revision"]) == ("s-nlp/paradetox", served["data"])
+    config = json.loads((root / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("bigscience/bloom-3b", served["model"])
+
+    # What was downloaded is enough: no network from here on.
+    offline = env | {"HF_HUB_OFFLINE": "1"}
+    for command in (["eval/run.py", root], ["-m", "publish.run", root]):
+        done = run_python(*command, env=offline)
+        assert done.returncode == 0, done.stderr
+    metadata = yaml.safe_load((root / "publish" / "README.md").read_text().split("---\n")[1])
+    assert metadata["base_model"] == "bigscience/bloom-3b"
+    assert metadata["base_model_relation"] == "adapter"
+    assert metadata["datasets"] == ["s-nlp/paradetox"]
+    assert metadata["license"] == "bigscience-bloom-rail-1.0"
+    assert metadata["model-index"][0]["results"][0]["dataset"]["revision"] == served["data"]
+
+    # Another machine: an empty cache, the adapter by its name alone, the same answers as the evaluation's.
+    hub.add_repo("model", "me/bloom-detox", root / "publish")
+    lines = [json.loads(line) for line in (root / "eval" / "predictions.jsonl").read_text().splitlines()]
+    stdin = "".join(line["toxic"] + "\n" for line in lines)
+    done = run_python("-m", "eval.detoxify", "me/bloom-detox", env=hub.environment(tmp_path / "other"), stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [" ".join(line["prediction"].split()) for line in lines]
+
+
+BROKEN = {
+    "data": (
+        ["--data.source", "s-nlp/nope"],
+        "--data.source: s-nlp/nope is neither a file or folder here nor a data set on the Hub that you can see. Expected a Hub "
+        "id such as s-nlp/paradetox, or a .tsv, .csv, .jsonl or .parquet file or folder. If it is private, log in with "
+        "`hf auth login`.",
+    ),
+    "data revision": (
+        ["--data.revision", "v9"],
+        "--data.revision: s-nlp/paradetox has no revision 'v9'. Expected a branch, a tag or a commit of it.",
+    ),
+    "model": (
+        ["--model_name_or_path", "me/nope"],
+        "--model_name_or_path: me/nope is neither a folder here nor a model on the Hub that you can see. If it is private, log "
+        "in with `hf auth login`.",
+    ),
+    "model revision": (
+        ["--model_revision", "v9"],
+        "--model_revision: bigscience/bloom-3b has no revision 'v9'. Expected a branch, a tag or a commit of it.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.usefixtures("served")
+def test_what_the_hub_does_not_have(case: str, hub: HubDouble, tmp_path: Path) -> None:
+    overrides, message = BROKEN[case]
+    done = run_python("-m", "sft.check", "recipes/bloom.yaml", *overrides, env=hub.environment(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
+    assert "Traceback" not in done.stderr
+
+
+def test_no_network_and_no_cache(tmp_path: Path) -> None:
+    env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = run_python("-m", "sft.check", "recipes/bloom.yaml", env=env)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "errors:",
+        "recipes/bloom.yaml:40: data.source: the Hub could not be reached, and s-nlp/paradetox is not in the local cache. "
+        "Go online once, or name a file: --data.source FILE.",
+        "recipes/bloom.yaml:11: model_name_or_path: the Hub could not be reached, and bigscience/bloom-3b is not in the local "
+        "cache. Go online once, or name a folder.",
+    ]
