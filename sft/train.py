@@ -1,5 +1,6 @@
 """Training: open the run directory, build TRL's SFTTrainer, show and log its progress, close the run."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -54,9 +55,7 @@ def start_run(preflight: Preflight, overwrite: bool) -> tuple[RunDir, Path | Non
             run.clear()
             write_json_lines(run.train_log, [])
         else:
-            # What an interrupted run logged after its last checkpoint will be done, and logged, again.
-            done = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-            write_json_lines(run.train_log, [line for line in read_json_lines(run.train_log) if line["step"] <= done])
+            trim_log(run, read_json(checkpoint / "trainer_state.json")["global_step"])
         values = preflight.recipe.values()
         write_text(run.recipe, dump_yaml({key: value for key, value in values.items() if key not in PLACE_KEYS}))
         for split in SPLITS:
@@ -102,6 +101,18 @@ def check_run_dir(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | 
     if read_json(run.manifest)["splits"] != preflight.describe_data()["splits"]:
         raise RunError(f"{root}: the data has changed since the interrupted run began. Start again with --overwrite.")
     return checkpoint
+
+
+def trim_log(run: RunDir, step: int) -> None:
+    """Drop what an interrupted run logged after its last checkpoint: it will be done, and logged, again.
+
+    The last line may have been cut off by the interruption.
+    """
+    lines = []
+    for text in run.train_log.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    write_json_lines(run.train_log, [line for line in lines if line["step"] <= step])
 
 
 def describe_environment(preflight: Preflight, checkpoint: Path | None, processes: int) -> dict[str, Any]:

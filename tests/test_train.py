@@ -108,6 +108,8 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
     torn = run.checkpoints / "checkpoint-7"
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"half")
+    with run.train_log.open("a") as log:
+        log.write('{"step": 7, "lo')
 
     with pytest.raises(RunError, match=r"an interrupted run is here, with checkpoint-\d\. --resume_from_checkpoint true"):
         call_main("sft.run", *arguments)

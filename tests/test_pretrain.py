@@ -1,0 +1,91 @@
+"""The script that makes the embedded base: what it leaves out, and that the same seed gives the same bytes."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sft.data import normalise, read_corpus, split_examples
+from sft.recipe import PROJECT, DataConfig
+
+CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every sentence and rewrite of the embedded corpus, a line each."""
+    path = tmp_path_factory.mktemp("text") / "all.txt"
+    examples = read_corpus(DataConfig(source=str(CORPUS))).examples
+    path.write_text("".join(f"{line}\n" for example in examples for line in (example.toxic, *example.references)))
+    return path
+
+
+def make_arguments(text: Path, folder: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        texts=[text], held_out=[str(CORPUS)], output_dir=folder, steps=4, batch_tokens=512, learning_rate=1e-3, hidden_size=16,
+        n_layer=1, n_head=2, vocab_size=400, seed=0, save_steps=2,
+    )  # fmt: skip
+
+
+def test_held_out_sentences_and_their_rewrites_are_left_out(pretrain: ModuleType, text: Path) -> None:
+    config = DataConfig()
+    examples = read_corpus(DataConfig(source=str(CORPUS))).examples
+    splits = split_examples(examples, config.validation, config.test, config.seed)
+    hidden = {normalise(t) for split in ("validation", "test") for e in splits[split] for t in (e.toxic, *e.references)}
+    assert len(hidden) > 50
+    kept = {normalise(sentence) for sentence in pretrain.read_sentences([text], [str(CORPUS)])}
+    assert not kept & hidden
+    assert {normalise(example.toxic) for example in splits["train"]} - hidden <= kept
+
+
+def test_same_seed_same_bytes_also_after_an_interruption(
+    pretrain: ModuleType, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain.pretrain(make_arguments(text, tmp_path / "a"))
+    make_batches = pretrain.make_batches
+
+    def break_off(*arguments: object) -> Iterator[object]:
+        for number, batch in enumerate(make_batches(*arguments)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(pretrain, "make_batches", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(make_arguments(text, tmp_path / "b"))
+    assert (tmp_path / "b" / "checkpoint.pt").exists()
+    monkeypatch.undo()
+    pretrain.pretrain(make_arguments(text, tmp_path / "b"))
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= names
+    assert "checkpoint.pt" not in names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_noise_leaves_the_sentence_to_be_found(pretrain: ModuleType) -> None:
+    import random
+
+    sentences = ["The quick brown fox jumps.", "I don't like this at all!"]
+    noisy = [pretrain.add_noise(sentences[0], sentences, random.Random(seed)) for seed in range(200)]
+    assert sentences[0] in noisy, "some stay as they are"
+    assert len(set(noisy)) > 100
+    assert all(text.strip() for text in noisy)
+    assert pretrain.tidy("i 'm not sure , are you ?") == "I'm not sure, are you?"
+    assert pretrain.tidy("He said , no .") == "He said , no ."
+
+
+def test_embedded_base_is_a_small_bloom_with_blooms_special_tokens() -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = PROJECT / "recipes" / "bloom-tiny"
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert config.model_type == "bloom"
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == ["<unk>", "<s>", "</s>", "<pad>"]
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<pad>", "</s>")
+    assert len(tokenizer) == config.vocab_size
+    assert (folder / "model.safetensors").stat().st_size < 32e6
+    text = "ünïcödé 「x」 😀 l33t\tsh1t"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
