@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 
-from sft.data import clean_text
+from sft.data import clean_text, is_unicode
 from sft.recipe import InputError, run_command
 
 
@@ -17,6 +17,9 @@ def main() -> None:
     parser.add_argument("adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text to rewrite; line breaks in it become spaces")
     arguments = parser.parse_args()
+    for number, text in enumerate(arguments.texts, start=1):
+        if not is_unicode(text):
+            raise InputError(f"text {number}: not UTF-8. Convert it: iconv -f latin1 -t utf8.")
 
     from eval.generate import find_adapter, load_rewriter
 

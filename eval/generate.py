@@ -1,11 +1,13 @@
 """Texts -> rewritten texts: batched by length, over all processes, with a fine-tuned model from a run or from the Hub."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.data import clean_text, first_line
+from sft.data import clean_text, tokenise_texts
+from sft.hub import explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
 from sft.recipe import InputError, Recipe, load_recipe
@@ -37,7 +39,7 @@ class Adapter:
     base: Base
     quantization: dict[str, Any]
     settings: GenerationSettings
-    pad_token: str | None = None
+    tokens: dict[str, str | None]  # `pad_token` and `eos_token`, where the recipe names them
 
     def hash_weights(self) -> str:
         return hash_file(self.folder / "adapter_model.safetensors")
@@ -62,7 +64,7 @@ class Rewriter:
         state = join_processes()
         cleaned = [clean_text(text) for text in texts]
         prompts = {index: format_prompt(text) for index, text in enumerate(cleaned) if text}
-        ids = dict(zip(prompts, self.tokenizer(list(prompts.values()))["input_ids"] if prompts else [], strict=True))
+        ids = dict(zip(prompts, tokenise_texts(list(prompts.values()), self.tokenizer), strict=True))
         order = sorted(ids, key=lambda index: (-len(ids[index]), index))
         size = self.settings.batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -93,7 +95,11 @@ class Rewriter:
                 pad_token_id=pad,
                 eos_token_id=self.tokenizer.eos_token_id,
             )
-        return [text.strip() for text in self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+        # What stands behind the end is padding, and a pad token may be an ordinary word of the vocabulary.
+        answers = [
+            itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, row) for row in output[:, width:].tolist()
+        ]
+        return [self.tokenizer.decode(list(answer), skip_special_tokens=True).strip() for answer in answers]
 
 
 def make_progress(shown: bool) -> Any:
@@ -136,7 +142,8 @@ def open_adapter(run: RunDir) -> Adapter:
         raise RunError(f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on.")
     settings = choose_settings(recipe, manifest)
     quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
-    return Adapter(run.adapter, base, quantization, settings, recipe.trl["pad_token"])
+    tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}
+    return Adapter(run.adapter, base, quantization, settings, tokens)
 
 
 def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
@@ -145,51 +152,47 @@ def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSetti
 
 
 def download_adapter(name: str) -> Adapter:
-    """Download a published adapter; its results.json says how it was evaluated, and so how it is used."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    """Download a published adapter; its results.json says how it was evaluated, and so how it is used.
 
+    Raises:
+        InputError: it is not there, or is no adapter of this project whose weights, base and prompt are those evaluated.
+    """
+    from huggingface_hub import snapshot_download
+
+    files = ["adapter_config.json", "adapter_model.safetensors", "results.json"]
+    with explain_errors(name, "run or adapter"):
+        folder = Path(snapshot_download(name, allow_patterns=files))
+    for file in files:
+        if not (folder / file).is_file():
+            raise RunError(f"{name}: no {file} in this repository. Expected an adapter that this project published.")
+    config, results = read_json(folder / "adapter_config.json"), read_json(folder / "results.json")
     try:
-        folder = Path(
-            snapshot_download(name, allow_patterns=["adapter_config.json", "adapter_model.safetensors", "results.json"])
-        )
-    except (RepositoryNotFoundError, HFValidationError):
-        raise RunError(
-            f"{name}: neither a run directory here nor a repository on the Hub that you can see. "
-            "If it is private, log in with `hf auth login`."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise RunError(
-            f"{name}: no such run directory here; and the Hub could not be reached, nor does the cache have it."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise RunError(f"{name}: the Hub did not deliver it: {first_line(error)}") from None
-    if not (folder / "adapter_config.json").is_file():
-        raise RunError(f"{name}: a repository on the Hub without an adapter (no adapter_config.json in it).")
-    config = read_json(folder / "adapter_config.json")
+        base_name, revision = config["base_model_name_or_path"], config["revision"]
+        weights, sha256, prompt = results["base"]["weights"], results["adapter"]["sha256"], results["prompt"]
+        settings, quantization = GenerationSettings(**results["generation"]), results["quantization"]
+        tokens = results["tokens"]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{name}: its results.json or adapter_config.json is not of this project's making ({error}).") from None
+    if prompt != TEMPLATE:
+        raise RunError(f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json.")
+    if sha256 != hash_file(folder / "adapter_model.safetensors"):
+        raise RunError(f"{name}: its weights are not those that its results.json was made with (the SHA-256 differs).")
     try:
-        base = resolve_base(config["base_model_name_or_path"], config.get("revision"))
+        base = resolve_base(base_name, revision)
     except InputError as error:
         raise RunError(f"{name}: its base model: {error}") from None
-    if not (folder / "results.json").is_file():
-        raise RunError(f"{name}: no results.json beside the adapter. Only adapters of this project say how they are used.")
-    results = read_json(folder / "results.json")
-    if results["prompt"] != TEMPLATE:
-        raise RunError(f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json.")
-    if results["base"]["weights"] != base.weights:
+    if weights != base.weights:
         raise RunError(f"{name}: {base.path} here is not the base model that it was trained on.")
-    settings = GenerationSettings(**results["generation"])
-    return Adapter(folder, base, results["quantization"], settings, results["pad_token"])
+    return Adapter(folder, base, quantization, settings, tokens)
 
 
-def load_rewriter(adapter: Adapter, with_adapter: bool = True) -> Rewriter:
-    """Load the model, with the adapter or the base alone, on this process's device."""
+def load_rewriter(adapter: Adapter) -> Rewriter:
+    """Load the model on this process's device."""
     from sft.check import quiet_libraries
 
     quiet_libraries()
-    tokenizer = load_tokenizer(adapter.base, adapter.pad_token)
+    tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
-    folder = adapter.folder if with_adapter else None
-    model = load_finetuned(adapter.base, folder, adapter.quantization, join_processes().device)
+    model = load_finetuned(adapter.base, adapter.folder, adapter.quantization, join_processes().device)
     return Rewriter(model, tokenizer, adapter.settings)

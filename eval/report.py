@@ -14,7 +14,7 @@ from eval.metrics import Score, compute_scores
 from eval.rows import EvalRows
 from sft.data import Example, count
 from sft.prompt import TEMPLATE
-from sft.run_dir import RunDir, replace_file, write_json, write_json_lines, write_text
+from sft.run_dir import RunDir, read_json, read_json_lines, replace_file, write_json, write_json_lines, write_text
 
 LABELS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 SYSTEMS = {"adapter": "this adapter", "copy": "copying the input"}
@@ -40,12 +40,12 @@ def describe_results(
         "adapter": {"sha256": adapter.hash_weights()},
         "base": adapter.base.describe(),
         "quantization": adapter.quantization,
-        "pad_token": adapter.pad_token,
+        "tokens": adapter.tokens,
         "prompt": TEMPLATE,
         "data": rows.description,
         "generation": adapter.settings.describe(),
         "systems": {name: {key: score.describe() for key, score in scores.items()} for name, scores in systems.items()},
-        "seconds": round(seconds, 1),
+        "generation_seconds": round(seconds, 1),
         "processes": processes,
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -59,10 +59,15 @@ def write_report(run: RunDir, rows: EvalRows, predictions: Sequence[str], result
     ]
     write_json_lines(rows.folder / "predictions.jsonl", lines)
     write_text(rows.folder / "samples.md", format_samples(lines, samples, rows.description["source"]))
-    plots = run.plots if rows.folder == run.eval else rows.folder / "plots"
+    plots = find_plots(run, rows.folder)
     plot_scores(results, plots / "scores.png")
     plot_lengths(lines, plots / "lengths.png")
     write_json(rows.folder / "results.json", results)
+
+
+def find_plots(run: RunDir, folder: Path) -> Path:
+    """Return where an evaluation's plots lie: beside the loss for the test split, which is published, else with it."""
+    return run.plots if folder == run.eval else folder / "plots"
 
 
 def choose_samples(lines: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:
@@ -97,13 +102,14 @@ def format_value(name: str, value: float) -> str:
     return f"{value:.3f}" if name.startswith("rouge") else f"{value:.1f}"
 
 
-def print_results(run: RunDir, rows: EvalRows, predictions: Sequence[str], results: Mapping[str, Any]) -> None:
-    """Print the score table, three samples, and where everything lies."""
+def print_results(run: RunDir, folder: Path) -> None:
+    """Print an evaluation's score table, three samples, and where everything lies."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
+    results, lines = read_json(folder / "results.json"), read_json_lines(folder / "predictions.jsonl")
     data = results["data"]
     title = f"{data['split'] or 'all'} rows of {data['source']}: {data['rows']:,}"
     if data["rows"] < data["rows_of"]:
@@ -114,17 +120,19 @@ def print_results(run: RunDir, rows: EvalRows, predictions: Sequence[str], resul
     console.print(table)
     if data["left_out_as_seen"]:
         console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
-    pairs = [{"id": e.id, "toxic": e.toxic, "prediction": p} for e, p in zip(rows.examples, predictions, strict=True)]
-    for line in choose_samples(pairs, 3):
+    for line in choose_samples(lines, 3):
         console.print(Text.assemble(("toxic      ", "dim"), line["toxic"]))
         console.print(Text.assemble(("rewritten  ", "dim"), (line["prediction"], "bold")))
     for label, path in (
-        ("scores", rows.folder / "results.json"),
-        ("predictions", rows.folder / "predictions.jsonl"),
-        ("samples", rows.folder / "samples.md"),
-        ("plots", run.plots if rows.folder == run.eval else rows.folder / "plots"),
+        ("scores", folder / "results.json"),
+        ("predictions", folder / "predictions.jsonl"),
+        ("samples", folder / "samples.md"),
+        ("plots", find_plots(run, folder)),
+        ("adapter", run.adapter),
+        ("card", run.publish / "README.md"),
     ):
-        console.print(f"{label:<12}{path}", highlight=False, soft_wrap=True)
+        if path.exists():
+            console.print(f"{label:<12}{path}", highlight=False, soft_wrap=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- plots

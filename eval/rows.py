@@ -58,10 +58,12 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
             )
         description = {"source": corpus.source.name, "revision": corpus.source.revision, "files": corpus.source.files}
         description |= {"split": None, "left_out_as_seen": left_out}
-        folder = run.eval / Path(source).stem
+        # By content: two files of one name, or one that changed, do not overwrite each other's scores.
+        folder = run.eval / "sources" / f"{Path(source).resolve().stem}-{hash_examples(examples)[:8]}"
     whole = len(examples)
     if limit is not None and limit < whole:
         examples = examples[:limit]
-        folder = run.eval / f"{folder.relative_to(run.eval) if folder != run.eval else split}-first-{limit}"
+        name = f"first-{limit}"
+        folder = folder.with_name(f"{folder.name}-{name}") if source else run.eval / f"{split}-{name}"
     description |= {"rows": len(examples), "rows_of": whole, "sha256": hash_examples(examples)}
     return EvalRows(examples, description, folder)

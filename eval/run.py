@@ -26,13 +26,15 @@ def main() -> None:
 
     adapter = open_adapter(run)
     state = join_processes()
+    rewriter = load_rewriter(adapter)
     begin = time.monotonic()
-    predictions = load_rewriter(adapter).rewrite([example.toxic for example in rows.examples], show_progress=True)
+    predictions = rewriter.rewrite([example.toxic for example in rows.examples], show_progress=True)
+    seconds = time.monotonic() - begin
     if state.is_main_process:
         systems = score_systems(rows.examples, predictions)
-        results = describe_results(adapter, rows, systems, time.monotonic() - begin, state.num_processes)
+        results = describe_results(adapter, rows, systems, seconds, state.num_processes)
         write_report(run, rows, predictions, results, load_recipe(run.recipe).eval.samples)
-        print_results(run, rows, predictions, results)
+        print_results(run, rows.folder)
     state.wait_for_everyone()
     state.destroy_process_group()
 

@@ -57,6 +57,7 @@ def render_card(facts: CardFacts) -> str:
         table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in LABELS] for name, scores in systems.items()},
         signatures={LABELS[key]: score["signature"] for key, score in systems["adapter"].items()},
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
+        scores_prompt=facts.recipe["completion_only_loss"] is False,
         samples=choose_samples(facts.predictions, 5),
         prompt=format_prompt("TEXT"),
         license=publish["license"],

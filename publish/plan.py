@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from eval.metrics import compute_scores
 from publish.card import CardFacts, render_card
 from sft.recipe import Recipe, load_recipe
 from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines, write_text
@@ -39,6 +40,9 @@ def read_facts(run: RunDir) -> CardFacts:
         raise RunError(f"{run.environment}: no record of the training in it; the file was changed after the run.")
     recipe = load_recipe(run.recipe)
     predictions = read_json_lines(run.eval / "predictions.jsonl")
+    scores = compute_scores([line["prediction"] for line in predictions], [line["references"] for line in predictions])
+    if results["systems"]["adapter"] != {name: score.describe() for name, score in scores.items()}:
+        raise RunError(f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl. Evaluate again: {evaluate}")
     return CardFacts(name_model(recipe, run), recipe.values(), environment, manifest, results, predictions)
 
 
@@ -56,7 +60,7 @@ def write_publish_folder(run: RunDir) -> list[Path]:
     } | {run.plots / name: f"plots/{name}" for name in PLOTS}
     for source in files:
         if not source.is_file():
-            raise RunError(f"{source}: missing. Evaluate again: accelerate launch eval/run.py {run.root}")
+            raise RunError(f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others.")
     temporary = run.root / ".publish"
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "plots").mkdir(parents=True)
@@ -82,5 +86,4 @@ def print_plan(run: RunDir, files: list[Path]) -> None:
     console.print(table)
     visibility = "private" if publish.private else "public"
     console.print(f"to          {publish.repo_id or 'publish.repo_id is not set'}, {visibility}", highlight=False)
-    console.print(f"card        {run.publish / 'README.md'}", highlight=False, soft_wrap=True)
     console.print("Nothing has left this machine.")

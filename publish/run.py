@@ -2,6 +2,7 @@
 
 import argparse
 
+from eval.report import print_results
 from publish.plan import print_plan, write_publish_folder
 from sft.recipe import run_command
 from sft.run_dir import open_run
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished and evaluated run, such as runs/tiny")
     run = open_run(parser.parse_args().run_dir)
     print_plan(run, write_publish_folder(run))
+    print_results(run, run.eval)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sft.data import (
     SPLITS,
     Corpus,
     Example,
+    TokenRows,
     count,
     find_leaks,
     hash_examples,
@@ -21,13 +22,13 @@ from sft.data import (
 )
 from sft.prompt import TEMPLATE
 from sft.recipe import Recipe, RecipeError, RecipeFaults, dump_yaml, parse_command, parse_recipe, run_command
+from sft.run_dir import RunDir
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from sft.model import Base
 
-Rows = list[dict[str, list[int]]]
 T = TypeVar("T")
 
 
@@ -41,9 +42,15 @@ class Preflight:
     tokenizer: "PreTrainedTokenizerBase"
     corpus: Corpus
     splits: dict[str, list[Example]]
-    rows: dict[str, Rows]  # tokenised pairs of train and validation
-    too_long: dict[str, int]  # pairs of train and validation that max_length leaves out
+    tokens: dict[str, TokenRows]  # for each split
     parameters: tuple[int, int]  # trainable, all
+
+    def resolve_values(self) -> dict[str, Any]:
+        """Return the recipe's values with the commits that the Hub's names stand for: the same run tomorrow."""
+        values = self.recipe.values()
+        values["model_revision"] = self.base.revision or values["model_revision"]
+        values["data"]["revision"] = self.corpus.source.revision
+        return values
 
     def describe_data(self) -> dict[str, Any]:
         """Return the manifest of the run's data."""
@@ -67,8 +74,8 @@ class Preflight:
             },
             "leaks": len(find_leaks(self.splits)),
             "max_length": self.recipe.trl["max_length"],
-            "pairs_too_long": self.too_long,
-            "longest_answer": max(sum(label != -100 for label in row["labels"]) for row in self.rows["train"]),
+            "pairs_too_long": {split: self.tokens[split].too_long for split in ("train", "validation")},
+            "longest_answer": self.tokens["train"].longest_answer,
             "prompt": TEMPLATE,
         }
 
@@ -96,6 +103,7 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     splits = attempt(lambda: split_corpus(corpus, recipe), data_keys) if corpus else None
 
     from sft.model import (
+        build_sft_config,
         count_parameters,
         find_machine_conflicts,
         find_model_conflicts,
@@ -107,28 +115,26 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     quiet_libraries()
     base_keys = ("model_name_or_path", "model_revision")
     base = attempt(lambda: resolve_base(trl["model_name_or_path"], trl["model_revision"]), base_keys)
-    config = attempt(lambda: load_config(base, trl["trust_remote_code"])) if base else None
-    tokenizer = (
-        attempt(lambda: load_tokenizer(base, trl["pad_token"], trl["eos_token"], trl["trust_remote_code"])) if base else None
-    )
+    config = attempt(lambda: load_config(base)) if base else None
+    tokenizer = attempt(lambda: load_tokenizer(base, trl["pad_token"], trl["eos_token"])) if base else None
     conflicts = list(find_model_conflicts(recipe, config, tokenizer)) if config is not None and tokenizer is not None else []
     for error in [*conflicts, *find_machine_conflicts(recipe)]:
         recipe.report(error, faults)
     lora_keys = [key for key in trl if key.startswith("lora_") or key in ("use_peft", "load_in_4bit", "load_in_8bit", "dtype")]
     parameters = attempt(lambda: count_parameters(recipe, config), lora_keys) if config is not None else None
-    rows: dict[str, Rows] = {}
-    too_long: dict[str, int] = {}
+    attempt(lambda: build_sft_config(recipe, RunDir(recipe.output_dir)), trl)
+    tokens: dict[str, TokenRows] = {}
     if splits and tokenizer is not None:
         scored = trl["completion_only_loss"] is not False
+        tokens = {split: tokenise_pairs(splits[split], tokenizer, trl["max_length"], scored) for split in SPLITS}
         for split in ("train", "validation"):
-            rows[split], too_long[split] = tokenise_pairs(splits[split], tokenizer, trl["max_length"], scored)
-            if splits[split] and not rows[split]:
+            if splits[split] and not tokens[split].rows:
                 message = f"found {trl['max_length']}, and every {split} pair is longer. Expected more tokens."
                 recipe.report(RecipeError(message, "max_length"), faults)
     if faults.lines:
         raise RecipeFaults(faults.lines)
     assert base and corpus and splits and parameters, "a step that failed without a fault"
-    return Preflight(recipe, base, config, tokenizer, corpus, splits, rows, too_long, parameters)
+    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, parameters)
 
 
 def split_corpus(corpus: Corpus, recipe: Recipe) -> dict[str, list[Example]]:
@@ -205,22 +211,24 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(f"rewrites a sentence: {spread}", highlight=False)
 
     table = Table("split", "sentences", "pairs", "too long", "sha256", title="splits by source sentence")
-    lengths_table = Table("split", "min", "median", "p95", "max", title="tokens a row: prompt, answer, end")
+    lengths_table = Table("split", "min", "median", "p95", "max", title="tokens a pair: prompt, answer, end")
     for split in SPLITS:
         examples = preflight.splits[split]
         pairs = sum(len(example.references) for example in examples)
-        too_long = str(preflight.too_long.get(split, "-"))
+        too_long = f"{preflight.tokens[split].too_long:,}"
         table.add_row(split, f"{len(examples):,}", f"{pairs:,}", too_long, hash_examples(examples)[:16])
-        if lengths := sorted(len(row["input_ids"]) for row in preflight.rows.get(split, [])):
+        if lengths := sorted(preflight.tokens[split].lengths):
             figures = lengths[0], int(statistics.median(lengths)), lengths[int(len(lengths) * 0.95)], lengths[-1]
             lengths_table.add_row(split, *map(str, figures))
     console.print(table)
     console.print(lengths_table)
     console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
-    console.print(f"max_length {recipe.trl['max_length']}: longer pairs are left out; an answer is never cut.", highlight=False)
+    console.print(
+        f"max_length {recipe.trl['max_length']}: longer pairs are left out of training; an answer is never cut.", highlight=False
+    )
 
     console.rule("three rows: prompt (not scored), answer (scored), end")
-    for row in preflight.rows["train"][:3]:
+    for row in preflight.tokens["train"].rows[:3]:
         console.print(colour_tokens(row, preflight.tokenizer), highlight=False)
         console.print()
 

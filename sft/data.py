@@ -1,10 +1,12 @@
 """ParaDetox rows -> clean sentences with their rewrites -> leak-free splits -> token rows."""
 
 import csv
+import glob
 import hashlib
 import io
 import json
 import re
+import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.hub import explain_errors, first_line
 from sft.prompt import format_prompt
 from sft.recipe import DataConfig, RecipeError, find_path, name_path
 from sft.run_dir import hash_file
@@ -93,6 +96,11 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())) or clean_text(text)
 
 
+def is_unicode(text: str) -> bool:
+    """Say whether `text` can be written as UTF-8: it holds no half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 # ------------------------------------------------------------------------------------------------------- reading
 
 
@@ -126,43 +134,15 @@ def download_data_set(config: DataConfig) -> tuple[Path, str]:
     for all files, and the cache serves it again without network.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    try:
+    keys = ("data.source", "data.revision")
+    with explain_errors(config.source, "data set", config.revision, keys):
         folder = snapshot_download(
             config.source,
             repo_type="dataset",
             revision=config.revision,
             allow_patterns=[f"*{suffix}" for suffix in SUFFIXES] + ["README.md"],
         )
-    except RepositoryNotFoundError:
-        raise DataError(
-            f"{config.source} is neither a file or folder here nor a data set on the Hub that you can see. "
-            "Expected a Hub id such as s-nlp/paradetox, or a .tsv, .csv, .jsonl or .parquet file or folder. "
-            "If it is private, log in with `hf auth login`.",
-            key="data.source",
-        ) from None
-    except RevisionNotFoundError:
-        raise DataError(
-            f"{config.source} has no revision {config.revision!r}. Expected a branch, a tag or a commit of it.",
-            key="data.revision",
-        ) from None
-    except HFValidationError as error:
-        raise DataError(f"{config.source!r} is no Hub id and no file or folder here: {error}", key="data.source") from None
-    except LocalEntryNotFoundError:
-        raise DataError(
-            f"the Hub could not be reached, and {config.source} is not in the local cache. "
-            "Go online once, or name a file: --data.source FILE.",
-            key="data.source",
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise DataError(f"{config.source}: the Hub did not deliver it: {first_line(error)}", key="data.source") from None
     return Path(folder), Path(folder).name
 
 
@@ -187,7 +167,11 @@ def load_files(path: Path, config: DataConfig, source: Source) -> Table:
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        data = datasets.load_dataset(loader, data_files=[str(p) for p in paths], split="train", **options)
+        # A cache of its own: the shared one goes by path and time, and would serve the rows of a file replaced since.
+        with tempfile.TemporaryDirectory() as cache:
+            names = [glob.escape(str(p)) for p in paths]
+            data = datasets.load_dataset(loader, data_files=names, split="train", cache_dir=cache, keep_in_memory=True, **options)
+            columns = [data[name][:] for name in (toxic, *neutral)]
     except datasets.exceptions.DatasetGenerationError as error:
         raise DataError(f"{path}: could not be read: {first_line(error.__cause__ or error)}", key="data.source") from None
     finally:
@@ -197,9 +181,8 @@ def load_files(path: Path, config: DataConfig, source: Source) -> Table:
         kind = data.features[name]
         if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
             raise DataError(f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source")
-    columns = [data[name] for name in (toxic, *neutral)]
     rows = [(cells[0] or "", [cell or "" for cell in cells[1:]]) for cells in zip(*columns, strict=True)]
-    files = {p.name: hash_file(p) for p in paths}
+    files = {str(p.relative_to(path)) if path.is_dir() else p.name: hash_file(p) for p in paths}
     return Table(Source(source.name, source.revision, files), rows)
 
 
@@ -207,10 +190,15 @@ def list_files(folder: Path, config: DataConfig) -> list[Path]:
     """Return the folder's files that belong to `config.split`, as `datasets` tells splits apart (by name or README)."""
     import datasets
 
+    if glob.has_magic(str(folder)):
+        message = f"{folder}: a folder with one of [ * ? in its path can't be searched. Name one file."
+        raise DataError(message, key="data.source")
     try:
         found = datasets.load_dataset_builder(str(folder)).config.data_files or {}
-    except (FileNotFoundError, ValueError):  # EmptyDatasetError and DataFilesNotFoundError among them
+    except FileNotFoundError:  # EmptyDatasetError and DataFilesNotFoundError among them
         found = {}
+    except ValueError as error:
+        raise DataError(f"{folder}: {first_line(error)} Name one file.", key="data.source") from None
     by_split = {str(split): sorted(p for p in map(Path, files) if p.suffix in SUFFIXES) for split, files in found.items()}
     if not any(by_split.values()):
         raise DataError(f"{folder}: no data file in this folder. Expected {', '.join(SUFFIXES)}.", key="data.source")
@@ -270,7 +258,8 @@ def check_delimited(path: Path, text: str) -> list[str]:
     try:
         for fields in reader:
             if not header:
-                header = fields
+                # pandas writes an index column without a name, and reads it under this one.
+                header = [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
                 check_header(path, header)
             elif fields:
                 rows += 1
@@ -329,9 +318,12 @@ def check_texts(paths: Sequence[Path], columns: Sequence[str]) -> None:
         for number, line in enumerate(decode_file(path).split("\n"), start=1):
             row = json.loads(line) if line.strip() else {}
             for name in columns:
-                if not isinstance(row.get(name), str | None):
-                    message = f"{path}:{number}: {name!r} is {json.dumps(row[name])}, expected text or null."
+                value = row.get(name)
+                if not isinstance(value, str | None):
+                    message = f"{path}:{number}: {name!r} is {json.dumps(value)}, expected text or null."
                     raise DataError(message, key="data.source")
+                if value and not is_unicode(value):
+                    raise DataError(f"{path}:{number}: {name!r} holds half of a surrogate pair.", key="data.source")
 
 
 def read_parquet_header(path: Path) -> list[str]:
@@ -371,10 +363,6 @@ def choose_columns(header: Sequence[str], config: DataConfig, path: Path) -> tup
             key="data.toxic" if toxic in missing else "data.neutral",
         )
     return toxic, neutral
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def count(number: int, noun: str) -> str:
@@ -493,15 +481,12 @@ def find_leaks(splits: dict[str, list[Example]]) -> list[str]:
     Written apart from `group_sources` on purpose: it looks at the outcome, whatever rule made the splits.
     """
     places: dict[str, set[str]] = defaultdict(set)
-    sources: dict[str, set[str]] = defaultdict(set)
     for split, examples in splits.items():
         for example in examples:
-            key = normalise(example.toxic)
-            sources[key].add(split)
-            places[key].add(split)
-            for reference in example.references:
-                places[normalise(reference)].add(split)
-    return [f"{key!r} stands in {' and '.join(sorted(places[key]))}" for key in sources if len(places[key] | sources[key]) > 1]
+            for text in (example.toxic, *example.references):
+                places[normalise(text)].add(split)
+    sources = dict.fromkeys(normalise(example.toxic) for examples in splits.values() for example in examples)
+    return [f"{key!r} stands in {' and '.join(sorted(places[key]))}" for key in sources if len(places[key]) > 1]
 
 
 def hash_examples(examples: Iterable[Example]) -> str:
@@ -515,24 +500,43 @@ def hash_examples(examples: Iterable[Example]) -> str:
 # ------------------------------------------------------------------------------------------------------ tokenising
 
 
+@dataclass(frozen=True)
+class TokenRows:
+    """The rows of a split that are trained on, and the lengths in tokens of all its pairs, too long ones included."""
+
+    rows: list[dict[str, list[int]]]
+    lengths: list[int]
+    longest_answer: int  # in tokens, its end included
+
+    @property
+    def too_long(self) -> int:
+        return len(self.lengths) - len(self.rows)
+
+
+def tokenise_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", is_start: bool = True) -> list[list[int]]:
+    """Return each text's token ids. A text that spells a special token ("</s>") stays text."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=is_start, split_special_tokens=True)["input_ids"]
+
+
 def tokenise_pairs(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None, completion_only: bool = True
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Return a row for each (sentence, rewrite) pair, and the number of pairs that were too long.
+) -> TokenRows:
+    """Return a row for each (sentence, rewrite) pair of at most `max_length` tokens: an answer is never cut.
 
     A row holds `input_ids` and `labels`, two lists of the same length: prompt, answer, EOS. Prompt labels are -100
     (not scored) unless `completion_only` is false. Prompt and answer are tokenised apart, so the prompt has the very
-    tokens it has at generation. A pair longer than `max_length` tokens is left out: an answer is never cut.
+    tokens it has at generation.
     """
     pairs = [(example.toxic, reference) for example in examples for reference in example.references]
-    if not pairs:
-        return [], 0
-    eos = tokenizer.eos_token_id
-    prompts = tokenizer([format_prompt(toxic) for toxic, _ in pairs])["input_ids"]
-    answers = tokenizer([reference for _, reference in pairs], add_special_tokens=False)["input_ids"]
-    rows = []
+    prompts = tokenise_texts([format_prompt(toxic) for toxic, _ in pairs], tokenizer)
+    answers = tokenise_texts([reference for _, reference in pairs], tokenizer, is_start=False)
+    rows, lengths, longest = [], [], 0
     for prompt, answer in zip(prompts, answers, strict=True):
-        if max_length is None or len(prompt) + len(answer) + 1 <= max_length:
-            ids = [*prompt, *answer, eos]
+        ids = [*prompt, *answer, tokenizer.eos_token_id]
+        lengths.append(len(ids))
+        if max_length is None or len(ids) <= max_length:
+            longest = max(longest, len(answer) + 1)
             rows.append({"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :] if completion_only else ids})
-    return rows, len(pairs) - len(rows)
+    return TokenRows(rows, lengths, longest)

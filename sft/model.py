@@ -5,13 +5,14 @@ torch and transformers take seconds to import; they are imported where they are 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.data import first_line
+from sft.hub import explain_errors, first_line
 from sft.recipe import Recipe, RecipeError, find_path, name_path
 from sft.run_dir import RunDir, hash_file
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from trl import ModelConfig, SFTTrainer
+    from trl import ModelConfig, SFTConfig, SFTTrainer
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,6 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
         RecipeError: it is neither, or the Hub can't be reached and the cache does not have it.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     path = find_path(name)
     if path is not None:
@@ -60,44 +53,21 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
             raise RecipeError(f"{name} is no model folder (no config.json in it).", "model_name_or_path")
         weights = {p.name: hash_file(p) for p in sorted(path.glob("*.safetensors"))}
         return Base(name_path(path), str(path), None, weights)
-    try:
+    with explain_errors(name, "model", revision, ("model_name_or_path", "model_revision")):
         config = hf_hub_download(name, "config.json", revision=revision)
-    except LocalEntryNotFoundError:
-        raise RecipeError(
-            f"the Hub could not be reached, and {name} is not in the local cache. Go online once, or name a folder.",
-            "model_name_or_path",
-        ) from None
-    except RepositoryNotFoundError:
-        raise RecipeError(
-            f"{name} is neither a folder here nor a model on the Hub that you can see. If it is private, log in with "
-            "`hf auth login`.",
-            "model_name_or_path",
-        ) from None
-    except RevisionNotFoundError:
-        raise RecipeError(
-            f"{name} has no revision {revision!r}. Expected a branch, a tag or a commit of it.", "model_revision"
-        ) from None
-    except EntryNotFoundError:
-        raise RecipeError(f"{name} on the Hub is no transformers model (no config.json in it).", "model_name_or_path") from None
-    except HFValidationError:
-        raise RecipeError(f"{name!r} is no Hub id, and there is no such folder here.", "model_name_or_path") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise RecipeError(f"{name}: the Hub did not deliver it: {first_line(error)}", "model_name_or_path") from None
     return Base(name, name, Path(config).parent.name, {})
 
 
-def load_config(base: Base, trust_remote_code: bool = False) -> "PretrainedConfig":
+def load_config(base: Base) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(base.path, revision=base.revision)
     except (ValueError, OSError) as error:
         raise RecipeError(f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path") from None
 
 
-def load_tokenizer(
-    base: Base, pad_token: str | None = None, eos_token: str | None = None, trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
+def load_tokenizer(base: Base, pad_token: str | None = None, eos_token: str | None = None) -> "PreTrainedTokenizerBase":
     """Load a base model's tokenizer, with the recipe's pad and EOS tokens where it names them.
 
     Raises:
@@ -106,7 +76,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     except (ValueError, OSError) as error:
         raise RecipeError(f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path") from None
     for key, token in (("pad_token", pad_token), ("eos_token", eos_token)):
@@ -114,6 +84,8 @@ def load_tokenizer(
             raise RecipeError(f"found {token!r}, expected a token of {base.name}'s vocabulary.", key)
         if token is not None:
             setattr(tokenizer, key, token)
+    if tokenizer.eos_token_id is None:
+        raise RecipeError("this tokenizer has no end token. Name a token of its vocabulary.", "eos_token")
     return tokenizer
 
 
@@ -185,7 +157,45 @@ def build_model_config(recipe: Recipe) -> "ModelConfig":
 
     from trl import ModelConfig
 
-    return ModelConfig(**{f.name: recipe.trl[f.name] for f in dataclasses.fields(ModelConfig)})
+    config = ModelConfig(**{f.name: recipe.trl[f.name] for f in dataclasses.fields(ModelConfig)})
+    targets = recipe.trl["lora_target_modules"]
+    # ModelConfig unpacks a list of one, and peft takes a text for a regular expression on whole names.
+    config.lora_target_modules = "all-linear" if targets == ["all-linear"] else targets
+    return config
+
+
+def build_sft_config(recipe: Recipe, run: RunDir) -> "SFTConfig":
+    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else.
+
+    Raises:
+        RecipeError: TRL or transformers refuse a combination of values.
+    """
+    import dataclasses
+
+    import torch
+    from trl import SFTConfig
+
+    values = {f.name: recipe.trl[f.name] for f in dataclasses.fields(SFTConfig) if f.name in recipe.trl}
+    values |= {
+        "output_dir": str(run.checkpoints),
+        "use_cpu": values["use_cpu"] or not torch.accelerator.is_available(),
+        "disable_tqdm": True,
+        "eval_on_start": values["eval_on_start"] and values["eval_strategy"] != "no",
+        "resume_from_checkpoint": None,
+        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the graph.
+        "ddp_find_unused_parameters": bool(values["ddp_find_unused_parameters"]),
+        # The tokenizer carries these by now.
+        "pad_token": None,
+        "eos_token": None,
+    }
+    if not values["packing"]:
+        values["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    try:
+        return SFTConfig(**values)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        message = first_line(error)
+        named = [key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)]
+        raise RecipeError(f"TRL refuses it: {message}", named[0] if named else None) from None
 
 
 def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, int]:
@@ -199,23 +209,30 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
     from transformers import AutoModelForCausalLM
     from trl import get_peft_config
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trl["trust_remote_code"])
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"is no causal language model: {first_line(error)}", "model_name_or_path") from None
+    modules = [name for name, _ in model.named_modules()]
+    # peft leaves out a name that no layer has without a word, as long as another one fits.
+    unknown = [
+        target
+        for target in recipe.trl["lora_target_modules"] or ()
+        if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in modules)
+    ]
+    if unknown:
         layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-        layers.discard("lm_head")
-        # peft leaves out a name that no layer has without a word, as long as another one fits.
-        unknown = sorted(set(recipe.trl["lora_target_modules"] or ()) - layers - {"all-linear"})
-        if unknown:
-            name = Path(config.name_or_path).name
-            raise RecipeError(
-                f"no layer of {name} has the name {' or '.join(unknown)}. "
-                f"Expected names among {', '.join(sorted(layers))}, or all-linear.",
-                "lora_target_modules",
-            )
-        try:
+        raise RecipeError(
+            f"no layer of {Path(config.name_or_path).name} has the name {' or '.join(unknown)}. "
+            f"Expected names among {', '.join(sorted(layers - {'lm_head'}))}, or all-linear.",
+            "lora_target_modules",
+        )
+    try:
+        with torch.device("meta"):
             return get_peft_model(model, get_peft_config(build_model_config(recipe))).get_nb_trainable_parameters()
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"does not fit the model: {first_line(error)}", "lora_target_modules") from None
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"does not fit the model: {first_line(error)}", "lora_target_modules") from None
 
 
 # ----------------------------------------------------------------------------------------------- loading and saving
@@ -247,10 +264,8 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         revision=base.revision,
         dtype=model_config.dtype,
         attn_implementation=model_config.attn_implementation,
-        trust_remote_code=recipe.trl["trust_remote_code"],
         quantization_config=quantization,
         device_map={"": join_processes(recipe.trl["use_cpu"]).device} if quantization else None,
-        **(recipe.trl["model_init_kwargs"] or {}),
     )
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation (rounding their
@@ -289,8 +304,8 @@ def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
-    """Load a base with an adapter for generation (without one: the base alone).
+def load_finetuned(base: Base, adapter: Path, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
+    """Load a base with an adapter for generation.
 
     `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant` and `dtype`, as
     in the recipe. On a CPU the quantised weights are then turned back into float32 and the adapter is merged into them:
@@ -311,9 +326,8 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
     )
     if on_cpu and config is not None:
         model = model.dequantize().float()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
-        if on_cpu or config is None:
-            model = model.merge_and_unload()
+    model = PeftModel.from_pretrained(model, str(adapter))
+    if on_cpu or config is None:
+        model = model.merge_and_unload()
     model.config.use_cache = True
     return model.to(device).eval() if on_cpu or config is None else model.eval()

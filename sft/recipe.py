@@ -75,6 +75,8 @@ REFUSED = {
     "do_predict": "sft/run.py trains, eval/run.py evaluates",
     "local_rank": "the launcher sets it",
     "save_only_model": "such a checkpoint can't be resumed",
+    "model_init_kwargs": "the model is loaded by load_in_4bit, dtype, attn_implementation and model_revision",
+    "trust_remote_code": "a base that brings code of its own is not supported; BLOOM and Phi-2 bring none",
     "parallelism_config": "it belongs in the file given to accelerate launch --config_file",
 }
 POSITIVE = {
@@ -260,7 +262,8 @@ def known_keys() -> dict[str, dict[str, Any]]:
     """Return for each key its kinds of value, default, and choices if it has any; sections' keys are dotted."""
     keys = json.loads((Path(__file__).parent / "trl_keys.json").read_text())
     keys = {key: spec for key, spec in keys.items() if key not in REFUSED and key not in RENAMED}
-    keys["resume_from_checkpoint"]["kinds"].append("bool")
+    # The newest whole checkpoint of the run directory, not a path: a run goes on with nothing but its own.
+    keys["resume_from_checkpoint"] = {"kinds": ["bool"], "default": False}
     for section, kind in SECTIONS.items():
         hints = typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
@@ -315,6 +318,9 @@ def walk_mapping(root: yaml.MappingNode, prefix: str, path: Path, faults: Faults
         elif key in SECTIONS:
             if kind_of(node) != "null":
                 faults.add(place, key, f"found {show(node)}, expected a section of keys with values.")
+        elif not prefix and "." in key and key in known_keys():
+            section, _, name = key.partition(".")
+            faults.add(place, key, f"in a file, write it inside its section: {section}: {{{name}: …}}.")
         elif message := refuse_key(key):
             faults.add(place, key, message)
         else:
@@ -339,6 +345,11 @@ def read_overrides(words: Sequence[str], faults: Faults) -> list[tuple[str, str,
         flag = f"--{key}"
         if message := refuse_key(key):
             faults.add(flag, key, message)
+            continue
+        kinds = known_keys()[key]["kinds"]
+        if len(values) == 1 and set(kinds) <= {"str", "null"} and values[0] not in ("null", "~"):
+            # Nothing but a text will do: "my file #1.tsv", "!" and "2024" are taken as they are.
+            found.append((key, flag, yaml.ScalarNode("tag:yaml.org,2002:str", values[0], style="'")))
             continue
         text = "true" if not values else values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False)
         try:
@@ -388,6 +399,8 @@ def read_value(key: str, node: yaml.Node) -> Any:
     Raises:
         RecipeError: wrong type, not among the choices, or out of range.
     """
+    if not node.tag.startswith("tag:yaml.org,2002:"):
+        raise RecipeError(f"found the YAML tag {node.tag}, expected a plain value.")
     spec = known_keys()[key]
     kinds, kind = spec["kinds"], kind_of(node)
     expected = " or ".join(KIND_NAMES[k] for k in kinds)
@@ -410,7 +423,10 @@ def read_value(key: str, node: yaml.Node) -> Any:
     elif kind == "str" and "list" in kinds:
         value = [part for part in (part.strip() for part in node.value.split(",")) if part]
     elif kind in kinds and kind in ("list", "dict"):
-        value = construct(node)
+        try:
+            value = construct(node)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"can't be read: {str(error).splitlines()[0]}.") from None
         if kind == "list" and not all(isinstance(item, str) for item in value):
             value = None
     else:

@@ -4,6 +4,7 @@ import argparse
 
 from sft.check import inspect_recipe
 from sft.recipe import parse_command, run_command
+from sft.run_dir import RunDir, hold_run
 
 
 def main() -> None:
@@ -13,14 +14,17 @@ def main() -> None:
     preflight = inspect_recipe(arguments.recipe, words)
 
     from sft.model import load_base, save_adapter
-    from sft.train import build_trainer, record_training, start_run
+    from sft.train import build_trainer, find_start, open_run_dir, record_training
 
-    run, checkpoint = start_run(preflight, arguments.overwrite)
-    model = load_base(preflight.recipe, preflight.base)
-    trainer = build_trainer(preflight, model, run, checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    record_training(trainer, run)
-    save_adapter(trainer, run, preflight.base)
+    run = RunDir(preflight.recipe.output_dir)
+    checkpoint = find_start(run, preflight, arguments.overwrite)
+    with hold_run(run):
+        model = load_base(preflight.recipe, preflight.base)
+        trainer = build_trainer(preflight, model, run, checkpoint)
+        open_run_dir(run, preflight, checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        record_training(trainer, run)
+        save_adapter(trainer, run, preflight.base)
     trainer.accelerator.print(f"adapter: {run.adapter}\nnext: accelerate launch eval/run.py {run.root}")
     trainer.end()
 

@@ -1,6 +1,7 @@
 """The run directory: every path of a run, atomic writes, hashes. The only passage between training, eval and publish."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -91,7 +92,7 @@ class RunDir:
     def clear(self) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
         # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be repeated.
-        for name in ("adapter", ".adapter", "checkpoints", "data", "eval", "plots", "publish", ".publish"):
+        for name in ("adapter", ".adapter", "checkpoints", "data", "eval", "logs", "plots", "publish", ".publish"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for path in (self.environment, self.train_log, self.recipe):
             path.unlink(missing_ok=True)
@@ -114,6 +115,31 @@ def open_run(root: str | Path) -> RunDir:
             f"Go on with: accelerate launch sft/run.py {run.recipe} --resume_from_checkpoint true"
         )
     return run
+
+
+@contextlib.contextmanager
+def hold_run(run: RunDir) -> Iterator[None]:
+    """Keep the run directory to this training while the block runs; a kill gives it back. The main process holds it.
+
+    Raises:
+        RunError: another process trains in it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    run.root.mkdir(parents=True, exist_ok=True)
+    path = run.root / ".lock"
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{run.root}: another process is training here. Wait for it, or use another --output_dir.") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                run.root.rmdir()  # empty where a fault came before anything was written
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Training: open the run directory, build TRL's SFTTrainer, show and log its progress, close the run."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -24,58 +23,31 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl import SFTConfig, SFTTrainer, get_peft_config
+from trl import SFTTrainer, get_peft_config
 
 from sft.check import Preflight
 from sft.data import SPLITS
-from sft.model import build_model_config, join_processes
-from sft.recipe import PROJECT, Recipe, dump_yaml, load_recipe
+from sft.model import build_model_config, build_sft_config, join_processes
+from sft.recipe import PROJECT, dump_yaml, load_recipe
 from sft.run_dir import RunDir, RunError, read_json, read_json_lines, write_json, write_json_lines, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate", "evaluate", "huggingface_hub")
-PLACE_KEYS = ("resume_from_checkpoint",)  # keys that say how to go on, not what the run is
 
 
 # ----------------------------------------------------------------------------------------------- opening and closing
 
 
-def start_run(preflight: Preflight, overwrite: bool) -> tuple[RunDir, Path | None]:
-    """Open the recipe's run directory and write what is known before training; return it and the checkpoint to go on from.
+def find_start(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | None:
+    """Return the checkpoint that the run goes on from, or None to start at step 0. Writes nothing.
 
     Raises:
         RunError: the folder holds something else, a finished run, an interrupted run that was not asked to go on, or one
-            of another recipe; nothing is written then.
+            of another recipe, base, prompt, data or number of processes.
     """
-    state = join_processes(preflight.recipe.trl["use_cpu"])
-    run = RunDir(preflight.recipe.output_dir)
-    checkpoint = check_run_dir(run, preflight, overwrite)
-    state.wait_for_everyone()  # each process has looked before the main one changes anything
-    if state.is_main_process:
-        if checkpoint is None:
-            run.clear()
-            write_json_lines(run.train_log, [])
-        else:
-            trim_log(run, read_json(checkpoint / "trainer_state.json")["global_step"])
-        values = preflight.recipe.values()
-        write_text(run.recipe, dump_yaml({key: value for key, value in values.items() if key not in PLACE_KEYS}))
-        for split in SPLITS:
-            examples = preflight.splits[split]
-            lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
-            write_json_lines(run.split(split), lines)
-        write_json(run.manifest, preflight.describe_data())
-        write_json(run.environment, describe_environment(preflight, checkpoint, state.num_processes))
-    state.wait_for_everyone()
-    return run, checkpoint
-
-
-def check_run_dir(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | None:
-    """Return the checkpoint to go on from, or None to start at step 0."""
     root = run.root
-    resume = preflight.recipe.trl["resume_from_checkpoint"]
-    resume = resume not in (None, False, "false")
     if root.exists() and not root.is_dir():
         raise RunError(f"{root}: a file, expected a folder for the run. Name another with --output_dir.")
-    if root.is_dir() and not run.is_run() and any(root.iterdir()):
+    if root.is_dir() and not run.is_run() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise RunError(f"{root}: neither empty nor a run directory. Name another with --output_dir.")
     if not run.is_run() or overwrite:
         return None
@@ -86,21 +58,47 @@ def check_run_dir(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | 
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
         return None
-    if not resume:
+    if not preflight.recipe.trl["resume_from_checkpoint"]:
         raise RunError(
             f"{root}: an interrupted run is here, with {checkpoint.name}. --resume_from_checkpoint true goes on from it, "
             "--overwrite starts again."
         )
-    before, now = load_recipe(run.recipe).values(), preflight.recipe.values()
-    changed = [key for key in now if key not in PLACE_KEYS and before.get(key) != now[key]]
+    before, now = load_recipe(run.recipe).values(), preflight.resolve_values()
+    changed = [key for key in now if key != "resume_from_checkpoint" and before[key] != now[key]]
+    manifest, environment = read_json(run.manifest), read_json(run.environment)
+    described = preflight.describe_data()
+    changed += [key for key in ("splits", "prompt") if manifest[key] != described[key]]
+    changed += ["base model"] if environment["base"] != preflight.base.describe() else []
+    processes = join_processes(preflight.recipe.trl["use_cpu"]).num_processes
+    changed += ["number of processes"] if environment["processes"] != processes else []
     if changed:
         raise RunError(
-            f"{root}: the interrupted run had other values of {', '.join(changed)} (see {run.recipe}). "
-            "Go on with its own recipe, or start again with --overwrite."
+            f"{root}: the interrupted run began with another {', '.join(changed)} (see {run.recipe} and {run.environment}). "
+            "Go on with what it began with, or start again with --overwrite."
         )
-    if read_json(run.manifest)["splits"] != preflight.describe_data()["splits"]:
-        raise RunError(f"{root}: the data has changed since the interrupted run began. Start again with --overwrite.")
     return checkpoint
+
+
+def open_run_dir(run: RunDir, preflight: Preflight, checkpoint: Path | None) -> None:
+    """Write what is known before training; a run that starts at step 0 replaces what is there."""
+    state = join_processes(preflight.recipe.trl["use_cpu"])
+    state.wait_for_everyone()  # each process has looked (find_start) before the main one changes anything
+    if state.is_main_process:
+        if checkpoint is None:
+            run.clear()
+            # First, as it marks the folder as a run: what is killed from here on can be started again.
+            values = preflight.resolve_values()
+            write_text(run.recipe, dump_yaml({key: values[key] for key in values if key != "resume_from_checkpoint"}))
+            write_json_lines(run.train_log, [])
+            for split in SPLITS:
+                examples = preflight.splits[split]
+                lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
+                write_json_lines(run.split(split), lines)
+            write_json(run.manifest, preflight.describe_data())
+        else:
+            trim_log(run, read_json(checkpoint / "trainer_state.json")["global_step"])
+        write_json(run.environment, describe_environment(preflight, checkpoint, state.num_processes))
+    state.wait_for_everyone()
 
 
 def trim_log(run: RunDir, step: int) -> None:
@@ -153,6 +151,7 @@ def record_training(trainer: SFTTrainer, run: RunDir) -> None:
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "seconds": log[-1]["seconds"],
+        "train_seconds": log[-1]["train_seconds"],
         "samples_per_second": log[-1]["samples_per_second"],
         "validation_loss": [line["eval_loss"] for line in log if "eval_loss" in line],
         "peak_memory_gib": round(
@@ -230,15 +229,16 @@ class Trainer(SFTTrainer):
 
 def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None) -> Trainer:
     """Return the trainer, for rows that are tokenised already."""
-    rows = preflight.rows
     evaluates = preflight.recipe.trl["eval_strategy"] != "no"
     config = build_sft_config(preflight.recipe, run)
     config.eval_on_start = config.eval_on_start and checkpoint is None
+    # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
     trainer = Trainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(rows["train"]),
-        eval_dataset=Dataset.from_list(rows["validation"]) if evaluates else None,
+        train_dataset=Dataset.from_list(preflight.tokens["train"].rows),
+        eval_dataset=Dataset.from_list(preflight.tokens["validation"].rows) if evaluates else None,
         processing_class=preflight.tokenizer,
         peft_config=get_peft_config(build_model_config(preflight.recipe)),
     )
@@ -247,30 +247,12 @@ def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, che
     return trainer
 
 
-def build_sft_config(recipe: Recipe, run: RunDir) -> SFTConfig:
-    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else."""
-    values = {f.name: recipe.trl[f.name] for f in dataclasses.fields(SFTConfig) if f.name in recipe.trl}
-    values |= {
-        "output_dir": str(run.checkpoints),
-        "use_cpu": values["use_cpu"] or not torch.accelerator.is_available(),
-        "disable_tqdm": True,
-        "resume_from_checkpoint": None,
-        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the graph.
-        "ddp_find_unused_parameters": bool(values["ddp_find_unused_parameters"]),
-        # The tokenizer carries these by now (sft/model.py).
-        "pad_token": None,
-        "eos_token": None,
-    }
-    if not values["packing"]:
-        values["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    return SFTConfig(**values)
-
-
 class ProgressLog(TrainerCallback):
     """Progress on the terminal, and a line a logging step in train.jsonl; on the main process alone.
 
-    A line holds `step`, `epoch`, `seconds` since the start, and TRL's own figures: `loss` (nats a scored token),
-    `learning_rate`, `grad_norm`, …, or `eval_loss`; training lines also hold `samples_per_second`. The last line sums up.
+    A line holds `step`, `epoch`, `seconds` since the start, `train_seconds` spent in training steps (without validation,
+    checkpoints and start-up), `samples_per_second` over these, and TRL's own figures: `loss` (nats a scored token),
+    `learning_rate`, `grad_norm`, …, or `eval_loss`. All of them count on after an interruption. The last line sums up.
     """
 
     def __init__(self, run: RunDir) -> None:
@@ -289,13 +271,18 @@ class ProgressLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             log = read_json_lines(self.run.train_log)
-            self.earlier = log[-1]["seconds"] if log else 0.0
+            self.earlier: float = log[-1]["seconds"] if log else 0.0
+            self.train_seconds: float = log[-1]["train_seconds"] if log else 0.0
             self.begin, self.first_step = time.monotonic(), state.global_step
             self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
             self.progress.start()
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.step_begin = time.monotonic()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
+            self.train_seconds += time.monotonic() - self.step_begin
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
@@ -308,7 +295,6 @@ class ProgressLog(TrainerCallback):
             text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {line['samples_per_second']:.1f} samples/s"
             self.progress.update(self.task, description=text)
         else:
-            del line["samples_per_second"]  # it would count the time of the evaluation
             text = f"validation loss {logs['eval_loss']:.4f}"
         self.write_line(line | {key: value for key, value in logs.items() if key not in line})
         if not self.console.is_terminal or "eval_loss" in logs:
@@ -318,13 +304,14 @@ class ProgressLog(TrainerCallback):
             self.console.print(f"step {state.global_step}/{state.max_steps}  {text}  {clock}".rstrip(), highlight=False)
 
     def start_line(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-        seconds = time.monotonic() - self.begin
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        speed = state.global_step * batch / self.train_seconds if self.train_seconds else 0.0
         return {
             "step": state.global_step,
             "epoch": state.epoch,
-            "seconds": round(self.earlier + seconds, 2),
-            "samples_per_second": round((state.global_step - self.first_step) * batch / seconds, 1),
+            "seconds": round(self.earlier + time.monotonic() - self.begin, 2),
+            "train_seconds": round(self.train_seconds, 2),
+            "samples_per_second": round(speed, 1),
         }
 
     def write_line(self, line: dict[str, Any]) -> None:

@@ -83,6 +83,14 @@ def test_fault_that_the_model_or_the_data_shows(case: str, mini_base: Path, smal
     assert lines == [expected.replace("MINI", mini_base.name)]
 
 
+@pytest.mark.parametrize("name", ["bloom", "report-3"])
+def test_lora_keys_of_the_bloom_recipes_fit_bloom(name: str, mini_base: Path, small_data: Path) -> None:
+    words = ["--model_name_or_path", str(mini_base), "--data.source", str(small_data), "--data.test", "0.1"]
+    trainable, _ = inspect_recipe(f"recipes/{name}.yaml", words).parameters
+    # Two blocks, 64 wide: rank 16 on all four layers; rank 8 on query_key_value alone.
+    assert trainable == {"bloom": 2 * 16 * (256 + 128 + 320 + 320), "report-3": 2 * 8 * 256}[name]
+
+
 def test_report(mini_base: Path, small_data: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     # Weights that can't be loaded: the check must not need them.
     folder = mini_base.parent / "no-weights"

@@ -110,6 +110,12 @@ BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
         "data.source",
         "F:3: 'toxic' is 2, expected text or null.",
     ),
+    "surrogate.jsonl": (
+        b'{"toxic": "a \\ud800", "neutral1": "b"}\n',
+        {},
+        "data.source",
+        "F:1: 'toxic' holds half of a surrogate pair.",
+    ),
     "bad.parquet": (
         b"PAR1 no",
         {},
@@ -173,6 +179,30 @@ def test_splits_of_a_folder(tmp_path: Path) -> None:
     assert read_table(DataConfig(source=str(tmp_path), split="test")).rows == [("c", ["d"])]
     with pytest.raises(DataError, match=r"no split 'dev' in this folder; it has test, train\.$"):
         read_table(DataConfig(source=str(tmp_path), split="dev"))
+
+
+def test_replaced_file_of_the_same_time_is_read_anew(tmp_path: Path) -> None:
+    import os
+
+    path = tmp_path / "a.tsv"
+    for text in ("old", "new"):
+        path.write_text(f"toxic\tneutral1\n{text}\tx\n")
+        os.utime(path, (1e9, 1e9))
+        assert read_table(DataConfig(source=str(path))).rows == [(text, ["x"])]
+
+
+def test_brackets_in_names_and_index_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "d[1]"
+    (folder / "sub").mkdir(parents=True)
+    path = folder / "x[2].csv"
+    path.write_text(",toxic,neutral1\n0,a,b\n")
+    assert read_table(DataConfig(source=str(path))).rows == [("a", ["b"])]
+    with pytest.raises(DataError, match=r"a folder with one of \[ \* \? in its path can't be searched"):
+        read_table(DataConfig(source=str(folder)))
+    path.rename(folder / "sub" / "train.csv")
+    folder.rename(tmp_path / "d")
+    table = read_table(DataConfig(source=str(tmp_path / "d")))
+    assert (table.rows, list(table.source.files)) == ([("a", ["b"])], ["sub/train.csv"])
 
 
 def test_other_column_names(tmp_path: Path) -> None:
@@ -292,8 +322,10 @@ def test_tokens_are_prompt_answer_and_end(mini_base: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(mini_base)
     examples = [Example("you damn fool", ("you are not wise .", "Not wise.")), Example("a " * 200, ("b",))]
-    rows, too_long = tokenise_pairs(examples, tokenizer, 60)
-    assert too_long == 1
+    tokens = tokenise_pairs(examples, tokenizer, 60)
+    rows = tokens.rows
+    assert (tokens.too_long, len(tokens.lengths), max(tokens.lengths) > 60) == (1, 3, True)
+    assert tokens.longest_answer == max(sum(label != -100 for label in row["labels"]) for row in rows)
     assert [tokenizer.decode(row["input_ids"]) for row in rows] == [
         format_prompt("you damn fool") + "you are not wise .</s>",
         format_prompt("you damn fool") + "Not wise.</s>",
@@ -304,11 +336,21 @@ def test_tokens_are_prompt_answer_and_end(mini_base: Path) -> None:
     ]
     prompt = tokenizer(format_prompt("you damn fool"))["input_ids"]
     assert all(row["input_ids"][: len(prompt)] == prompt for row in rows)
-    whole, _ = tokenise_pairs(examples[:1], tokenizer, None, completion_only=False)
-    assert all(row["labels"] == row["input_ids"] for row in whole)
+    whole = tokenise_pairs(examples[:1], tokenizer, None, completion_only=False)
+    assert all(row["labels"] == row["input_ids"] for row in whole.rows)
+    assert whole.longest_answer == tokenise_pairs(examples[:1], tokenizer, None).longest_answer
 
 
-def test_tokens_are_those_of_trl(mini_base: Path) -> None:
+def test_text_that_spells_a_special_token_stays_text(mini_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(mini_base)
+    (row,) = tokenise_pairs([Example("stop </s> now", ("a<pad>b</s>",))], tokenizer, None).rows
+    assert [row["input_ids"].count(token) for token in (tokenizer.eos_token_id, tokenizer.pad_token_id)] == [1, 0]
+    assert tokenizer.decode(row["input_ids"]) == format_prompt("stop </s> now") + "a<pad>b</s></s>"
+
+
+def test_tokens_are_those_of_trl(mini_base: Path, tmp_path: Path) -> None:
     """On ordinary rows, tokenising prompt and answer apart gives what SFTTrainer makes of plain prompt/completion rows."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -319,9 +361,9 @@ def test_tokens_are_those_of_trl(mini_base: Path) -> None:
     pairs = [{"prompt": format_prompt(e.toxic), "completion": r} for e in examples for r in e.references]
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(mini_base),
-        args=SFTConfig(use_cpu=True, report_to="none"),
+        args=SFTConfig(str(tmp_path), use_cpu=True, report_to="none"),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
     )
-    rows, _ = tokenise_pairs(examples, tokenizer, None)
+    rows = tokenise_pairs(examples, tokenizer, None).rows
     assert rows == [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in trainer.train_dataset]

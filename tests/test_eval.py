@@ -61,7 +61,8 @@ def test_source_leaves_out_what_the_run_has_seen(own_run: RunDir, call_main: Mai
     text = "toxic\tneutral1\n" + "".join(f"{line['toxic'].upper()} !!\tx\n" for line in trained) + "a damn new one\tA new one.\n"
     write_text(tmp_path / "other.tsv", text)
     call_main("eval.run", own_run.root, "--source", tmp_path / "other.tsv")
-    data = read_json(own_run.eval / "other" / "results.json")["data"]
+    (folder,) = (own_run.eval / "sources").glob("other-*")
+    data = read_json(folder / "results.json")["data"]
     assert (data["rows"], data["left_out_as_seen"], data["source"]) == (1, 3, "other.tsv")
     write_text(tmp_path / "seen.tsv", text.replace("a damn new one\tA new one.\n", ""))
     with pytest.raises(InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"):
@@ -127,7 +128,6 @@ def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
     with torch.no_grad():
         reference, logits = trained.eval()(input_ids=ids).logits.float(), merged(input_ids=ids).logits
     assert (reference - logits).abs().max() < 0.05 * reference.abs().max()
-    assert not torch.allclose(logits, load_rewriter(adapter, with_adapter=False).model(input_ids=ids).logits, atol=1e-6)
 
 
 def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
@@ -148,7 +148,11 @@ def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
             "error: ./nowhere: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id.\n",
         ),
         (["eval"], "error: eval: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made.\n"),
-        (["a/b"], "error: a/b: no such run directory here; and the Hub could not be reached, nor does the cache have it.\n"),
+        (
+            ["a/b"],
+            "error: the Hub could not be reached, and a/b is not in the local cache. "
+            "Go online once, or name a local run or adapter.\n",
+        ),
     ],
 )
 def test_detoxify_with_something_else(arguments: list[str], message: str) -> None:
@@ -210,3 +214,19 @@ def test_plots_are_pictures(mini_run: Path) -> None:
         content = (mini_run / "plots" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
+
+
+def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(mini_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    rewriter = load_rewriter(find_adapter(str(mini_run)))
+    rewriter.tokenizer.pad_token = "!"
+    ids = [rewriter.tokenizer(text)["input_ids"] for text in ("fine", "a longer answer!")]
+    pad, end = rewriter.tokenizer.pad_token_id, rewriter.tokenizer.eos_token_id
+
+    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        rows = [row + [end] + [pad] * 20 for row in ids]
+        return torch.cat([input_ids, torch.tensor([row[:20] for row in rows])], dim=1)
+
+    monkeypatch.setattr(rewriter.model, "generate", generate)
+    assert rewriter.generate_batch([[5, 6], [7]]) == ["fine", "a longer answer!"]

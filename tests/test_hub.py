@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import run_python
+from conftest import Main, run_python
 from hub_double import HubDouble
 
 
@@ -30,6 +30,8 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert json.loads((root / "environment.json").read_text())["base"]["revision"] == served["model"]
     manifest = json.loads((root / "data" / "manifest.json").read_text())
     assert (manifest["source"], manifest["revision"]) == ("s-nlp/paradetox", served["data"])
+    resolved = yaml.safe_load((root / "recipe.yaml").read_text())
+    assert (resolved["model_revision"], resolved["data"]["revision"]) == (served["model"], served["data"])
     config = json.loads((root / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("bigscience/bloom-3b", served["model"])
 
@@ -54,12 +56,32 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert done.stdout.splitlines() == [" ".join(line["prediction"].split()) for line in lines]
 
 
+def test_weights_that_were_not_evaluated_are_refused(hub: HubDouble, mini_run: Path, call_main: Main, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(mini_run, tmp_path / "run")
+    call_main("publish.run", tmp_path / "run")
+    folder = tmp_path / "run" / "publish"
+    weights = bytearray((folder / "adapter_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    hub.add_repo("model", "me/changed", folder)
+    (folder / "results.json").unlink()
+    hub.add_repo("model", "me/bare", folder)
+    for name, message in {
+        "me/changed": "its weights are not those that its results.json was made with (the SHA-256 differs).",
+        "me/bare": "no results.json in this repository. Expected an adapter that this project published.",
+    }.items():
+        done = run_python("-m", "eval.detoxify", name, "text", env=hub.environment(tmp_path / "cache"))
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == f"error: {name}: {message}"
+
+
 BROKEN = {
     "data": (
         ["--data.source", "s-nlp/nope"],
-        "--data.source: s-nlp/nope is neither a file or folder here nor a data set on the Hub that you can see. Expected a Hub "
-        "id such as s-nlp/paradetox, or a .tsv, .csv, .jsonl or .parquet file or folder. If it is private, log in with "
-        "`hf auth login`.",
+        "--data.source: s-nlp/nope is neither a local data set nor one on the Hub that you can see. If it is private, log in "
+        "with `hf auth login`.",
     ),
     "data revision": (
         ["--data.revision", "v9"],
@@ -67,7 +89,7 @@ BROKEN = {
     ),
     "model": (
         ["--model_name_or_path", "me/nope"],
-        "--model_name_or_path: me/nope is neither a folder here nor a model on the Hub that you can see. If it is private, log "
+        "--model_name_or_path: me/nope is neither a local model nor one on the Hub that you can see. If it is private, log "
         "in with `hf auth login`.",
     ),
     "model revision": (
@@ -94,7 +116,7 @@ def test_no_network_and_no_cache(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "errors:",
         "recipes/bloom.yaml:40: data.source: the Hub could not be reached, and s-nlp/paradetox is not in the local cache. "
-        "Go online once, or name a file: --data.source FILE.",
+        "Go online once, or name a local data set.",
         "recipes/bloom.yaml:11: model_name_or_path: the Hub could not be reached, and bigscience/bloom-3b is not in the local "
-        "cache. Go online once, or name a folder.",
+        "cache. Go online once, or name a local model.",
     ]

@@ -98,6 +98,12 @@ def test_adapter_changed_after_the_evaluation_is_refused(own_run: RunDir) -> Non
         write_publish_folder(own_run)
 
 
+def test_scores_that_are_not_those_of_the_predictions_are_refused(own_run: RunDir) -> None:
+    change(own_run.eval / "results.json", "systems", "adapter", "bleu", "value", value=94.0)
+    with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
+        write_publish_folder(own_run)
+
+
 def test_run_without_evaluation_is_refused(own_run: RunDir) -> None:
     shutil.rmtree(own_run.eval)
     done = run_python("-m", "publish.run", own_run.root)
@@ -122,7 +128,13 @@ def golden_facts() -> CardFacts:
         environment={
             "base": base,
             "parameters": {"trainable": 19660800, "total": 3022218240},
-            "training": {"steps": 1671, "seconds": 1234.5, "samples_per_second": 43.3, "peak_memory_gib": 7.25},
+            "training": {
+                "steps": 1671,
+                "seconds": 1234.5,
+                "train_seconds": 1200.0,
+                "samples_per_second": 43.3,
+                "peak_memory_gib": 7.25,
+            },
             "hardware": {"gpus": ["NVIDIA T4"], "cpu": "x86_64", "cpu_count": 2},
             "git_commit": "c" * 40,
             "versions": {"python": "3.11.7", "torch": "2.13.0"},

@@ -46,7 +46,9 @@ def test_quickstart_commands_run_and_the_model_learns(tmp_path: Path) -> None:
 def test_file_tree_names_each_file() -> None:
     tree = README.split("## Files")[1].split("## ")[0]
     listed = {line.split()[0] for line in tree.splitlines() if line.startswith("    ")}
-    tracked = subprocess.run(["git", "ls-files", "sft", "eval", "publish"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "sft", "eval", "publish"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
     for name in tracked.stdout.split():
         if not name.endswith("__init__.py"):
             assert name in listed, f"{name} is not in the README's file tree"

@@ -136,6 +136,21 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
         ["R:5: max_length: found 4, expected at least 16 tokens (the prompt alone takes a dozen), or null."],
     ),
     "no YAML": ("a: [1\nb: 2\n", [], ["R:2: not YAML: expected ',' or ']', but got ':'"]),
+    "dotted key in a file": (
+        GOOD + "data.test: 0.1\n",
+        [],
+        ["R:5: data.test: in a file, write it inside its section: data: {test: …}."],
+    ),
+    "YAML tag": (
+        GOOD + "lora_target_modules: !x [a]\n",
+        [],
+        ["R:5: lora_target_modules: found the YAML tag !x, expected a plain value."],
+    ),
+    "checkpoint by path": (
+        GOOD + "resume_from_checkpoint: runs/x/checkpoint-5\n",
+        [],
+        ["R:5: resume_from_checkpoint: found 'runs/x/checkpoint-5', expected true or false."],
+    ),
     "tab": (GOOD + "\tlora_r: 8\n", [], ["R:5: not YAML: found character '\\t' that cannot start any token"]),
     "nothing": ("\n", [], ["R: the recipe is empty. Expected at least model_name_or_path and data: source."]),
     "no keys": ("- a\n- b\n", [], ["R:1: found a list of texts, expected keys with values, such as lora_r: 16."]),
@@ -223,6 +238,10 @@ def test_known_keys_are_those_of_the_installed_trl() -> None:
         (["--eval_strategy", "no"], "eval_strategy", "no"),
         (["--resume_from_checkpoint", "true"], "resume_from_checkpoint", True),
         (["--run_name", "a: b"], "run_name", "a: b"),
+        (["--run_name", "2024"], "run_name", "2024"),
+        (["--pad_token", "!"], "pad_token", "!"),
+        (["--pad_token", "null"], "pad_token", None),
+        (["--model_name_or_path", "my model #1"], "model_name_or_path", "my model #1"),
     ],
 )
 def test_override(words: list[str], key: str, value: object, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import PARADETOX, TINY, Main, needs_paradetox, run_python
 
-from sft.recipe import PROJECT, load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines
+from sft.recipe import PROJECT, RecipeFaults, load_recipe
+from sft.run_dir import RunDir, RunError, hash_file, hold_run, read_json, read_json_lines
 
 
 def list_files(root: Path) -> set[str]:
@@ -113,7 +113,7 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
 
     with pytest.raises(RunError, match=r"an interrupted run is here, with checkpoint-\d\. --resume_from_checkpoint true"):
         call_main("sft.run", *arguments)
-    with pytest.raises(RunError, match=r"the interrupted run had other values of learning_rate \(see "):
+    with pytest.raises(RunError, match=r"the interrupted run began with another learning_rate \(see "):
         call_main("sft.run", *arguments, "--resume_from_checkpoint", "true", "--learning_rate", "1e-3")
     call_main("sft.run", *arguments, "--resume_from_checkpoint", "true")
     assert hash_file(run.adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
@@ -137,6 +137,7 @@ def test_overwrite_replaces_the_run_and_keeps_other_files(mini_arguments: list[s
     arguments = [*mini_arguments, "--output_dir", root, "--max_steps", 2]
     with pytest.raises(RunError, match="neither empty nor a run directory"):
         call_main("sft.run", *arguments)
+    (root / ".recipe.yaml.x1").write_text("cut off by a kill")
     (root / "notes.txt").rename(tmp_path / "notes.txt")
     (root / "adapter").rmdir()
     call_main("sft.run", *arguments)
@@ -145,6 +146,36 @@ def test_overwrite_replaces_the_run_and_keeps_other_files(mini_arguments: list[s
     call_main("sft.run", *arguments, "--overwrite", "--learning_rate", "1e-2", "--warmup_steps", "0")
     assert hash_file(RunDir(root).adapter_weights) != first
     assert (root / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--load_best_model_at_end", "true", "--save_strategy", "epoch"],
+        ["--eval_strategy", "no", "--lr_scheduler_type", "reduce_lr_on_plateau"],
+        ["--accelerator_config", "x"],
+    ],
+)
+def test_late_faults_are_found_before_a_run_is_replaced(
+    words: list[str], mini_run: Path, mini_arguments: list[str], call_main: Main
+) -> None:
+    before = {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
+    with pytest.raises(RecipeFaults, match="TRL refuses it: "):
+        call_main("sft.run", *mini_arguments, "--output_dir", mini_run, "--overwrite", *words)
+    assert before == {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
+
+
+def test_one_training_a_run_directory(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with hold_run(run), pytest.raises(RunError, match="another process is training here"):
+        call_main("sft.run", *mini_arguments, "--output_dir", run.root)
+    assert not run.root.exists()
+
+
+def test_without_validation(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+    words = ["--eval_strategy", "no", "--data.validation", 0, "--max_steps", 1]
+    call_main("sft.run", *mini_arguments, *words, "--output_dir", tmp_path / "run")
+    assert read_json(tmp_path / "run" / "environment.json")["training"]["validation_loss"] == []
 
 
 def test_file_in_place_of_the_run(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
@@ -189,8 +220,8 @@ def test_accelerate_files_are_ones_that_accelerate_reads(name: str) -> None:
 def test_real_paradetox_lowers_the_validation_loss_by_a_third(call_main: Main, tmp_path: Path) -> None:
     root = tmp_path / "run"
     call_main(
-        "sft.run", TINY, "--data.source", PARADETOX, "--max_steps", 250, "--output_dir", root, "--save_strategy", "no",
-        "--eval_strategy", "steps", "--eval_steps", 250, "--data.validation", 0.02, "--data.test", 0.02,
+        "sft.run", TINY, "--data.source", PARADETOX, "--max_steps", 450, "--output_dir", root, "--save_strategy", "no",
+        "--eval_strategy", "steps", "--eval_steps", 450, "--data.validation", 0.02, "--data.test", 0.02,
     )  # fmt: skip
     first, last = read_json(root / "environment.json")["training"]["validation_loss"]
     assert last < first * 2 / 3, f"validation loss {first:.3f} -> {last:.3f}"
