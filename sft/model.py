@@ -192,7 +192,7 @@ def build_sft_config(recipe: Recipe, run: RunDir) -> "SFTConfig":
         values["dataset_kwargs"] = {"skip_prepare_dataset": True}
     try:
         return SFTConfig(**values)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         message = first_line(error)
         named = [key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)]
         raise RecipeError(f"TRL refuses it: {message}", named[0] if named else None) from None
