@@ -182,7 +182,8 @@ def load_files(path: Path, config: DataConfig, source: Source) -> Table:
         if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
             raise DataError(f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source")
     rows = [(cells[0] or "", [cell or "" for cell in cells[1:]]) for cells in zip(*columns, strict=True)]
-    files = {str(p.relative_to(path)) if path.is_dir() else p.name: hash_file(p) for p in paths}
+    root = path.resolve()  # as `datasets` names what it finds in a folder behind a link
+    files = {str(p.relative_to(root)) if path.is_dir() else p.name: hash_file(p) for p in paths}
     return Table(Source(source.name, source.revision, files), rows)
 
 
@@ -194,7 +195,7 @@ def list_files(folder: Path, config: DataConfig) -> list[Path]:
         message = f"{folder}: a folder with one of [ * ? in its path can't be searched. Name one file."
         raise DataError(message, key="data.source")
     try:
-        found = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+        found = datasets.load_dataset_builder(str(folder.resolve())).config.data_files or {}
     except FileNotFoundError:  # EmptyDatasetError and DataFilesNotFoundError among them
         found = {}
     except ValueError as error:

@@ -173,6 +173,14 @@ def test_same_rows_from_each_kind_of_file(suffix: str, folder: bool, tmp_path: P
     assert list(table.source.files) == [path.name]
 
 
+def test_folder_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    write_rows(tmp_path / "real" / "train.tsv")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    table = read_table(DataConfig(source=str(tmp_path / "link")))
+    assert (table.rows, list(table.source.files)) == (ROWS, ["train.tsv"])
+
+
 def test_splits_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("toxic\tneutral1\na\tb\n")
     (tmp_path / "test.tsv").write_text("toxic\tneutral1\nc\td\n")
