@@ -111,7 +111,7 @@ def open_run(root: str | Path) -> RunDir:
         raise RunError(f"{root}: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made.")
     if not run.is_finished():
         raise RunError(
-            f"{root}: its training did not finish (no adapter in it). "
+            f"{root}: its training did not finish (no adapter in it). Wait for it if it still runs. "
             f"Go on with: accelerate launch sft/run.py {run.recipe} --resume_from_checkpoint true"
         )
     return run

@@ -85,6 +85,8 @@ def open_run_dir(run: RunDir, preflight: Preflight, checkpoint: Path | None) -> 
     state.wait_for_everyone()  # each process has looked (find_start) before the main one changes anything
     if state.is_main_process:
         if checkpoint is None:
+            if preflight.recipe.trl["resume_from_checkpoint"]:
+                print(f"no checkpoint in {run.root}: starting at step 0")
             run.clear()
             # First, as it marks the folder as a run: what is killed from here on can be started again.
             values = preflight.resolve_values()
