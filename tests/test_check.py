@@ -107,10 +107,13 @@ def test_report(mini_base: Path, small_data: Path, call_main: Main, capsys: pyte
 
 
 def test_check_of_the_tiny_recipe_is_quick_and_writes_nothing(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    done = run_python("-m", "sft.check", "recipes/tiny.yaml", "--output_dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begin < 20, "10 s is the aim; twice that for a loaded machine"
+    seconds = []
+    while not seconds or (min(seconds) >= 10 and len(seconds) < 3):  # again where the machine was busy with other work
+        begin = time.monotonic()
+        done = run_python("-m", "sft.check", "recipes/tiny.yaml", "--output_dir", tmp_path / "run")
+        seconds.append(time.monotonic() - begin)
+        assert done.returncode == 0, done.stderr
+    assert min(seconds) < 10
     assert not list(tmp_path.iterdir())
 
 
