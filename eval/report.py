@@ -14,7 +14,7 @@ from eval.metrics import Score, compute_scores
 from eval.rows import EvalRows
 from sft.data import Example, count
 from sft.prompt import TEMPLATE
-from sft.run_dir import RunDir, read_json, read_json_lines, replace_file, write_json, write_json_lines, write_text
+from sft.run_dir import RunDir, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
 
 LABELS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 SYSTEMS = {"adapter": "this adapter", "copy": "copying the input"}
@@ -138,54 +138,36 @@ def print_results(run: RunDir, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- plots
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-
-
 def plot_scores(results: Mapping[str, Any], path: Path) -> None:
     """Draw each system's scores as bars, all on the scale of 0 to 100."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    systems = results["systems"]
-    width = 0.8 / len(systems)
-    for number, (system, scores) in enumerate(systems.items()):
-        heights = [scores[key]["value"] * (100 if key.startswith("rouge") else 1) for key in LABELS]
-        places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(LABELS))]
-        bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system])
-        axes.bar_label(bars, fmt="%.1f", fontsize=8)
-    axes.set_xticks(range(len(LABELS)), LABELS.values())
-    axes.set(ylim=(0, 105), ylabel="score (0 to 100)")
-    axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
+    with draw_figure(path) as axes:
+        systems = results["systems"]
+        width = 0.8 / len(systems)
+        for number, (system, scores) in enumerate(systems.items()):
+            heights = [scores[key]["value"] * (100 if key.startswith("rouge") else 1) for key in LABELS]
+            places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(LABELS))]
+            bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system])
+            axes.bar_label(bars, fmt="%.1f", fontsize=8)
+        axes.set_xticks(range(len(LABELS)), LABELS.values())
+        axes.set(ylim=(0, 105), ylabel="score (0 to 100)")
+        axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend()
 
 
 def plot_lengths(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw how many words the inputs, the outputs and the human rewrites have."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = {
         "input": [len(line["toxic"].split()) for line in lines],
         "output": [len(line["prediction"].split()) for line in lines],
         "human (first)": [len(line["references"][0].split()) for line in lines],
     }
     bins = range(max(max(lengths) for lengths in columns.values()) + 2)
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for label, lengths in columns.items():
-        axes.hist(lengths, bins=bins, histtype="step", linewidth=1.6, label=f"{label}, mean {sum(lengths) / len(lengths):.1f}")
-    axes.set(xlabel="words", ylabel="sentences", title="Lengths")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
+    with draw_figure(path) as axes:
+        for label, lengths in columns.items():
+            axes.hist(
+                lengths, bins=bins, histtype="step", linewidth=1.6, label=f"{label}, mean {sum(lengths) / len(lengths):.1f}"
+            )
+        axes.set(xlabel="words", ylabel="sentences", title="Lengths")
+        axes.grid(alpha=0.3)
+        axes.legend()

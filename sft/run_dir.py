@@ -170,6 +170,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def draw_figure(path: Path) -> Iterator[Any]:
+    """Yield matplotlib axes, and write what is drawn on them to `path` as a PNG when the block ends well."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    yield axes
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 

@@ -29,7 +29,7 @@ from sft.check import Preflight
 from sft.data import SPLITS
 from sft.model import build_model_config, build_sft_config, join_processes
 from sft.recipe import PROJECT, dump_yaml, load_recipe
-from sft.run_dir import RunDir, RunError, read_json, read_json_lines, write_json, write_json_lines, write_text
+from sft.run_dir import RunDir, RunError, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate", "evaluate", "huggingface_hub")
 
@@ -167,25 +167,15 @@ def record_training(trainer: SFTTrainer, run: RunDir) -> None:
 
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
     """Draw training and validation loss over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from sft.run_dir import replace_file
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(line["step"], line[key]) for line in log if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="step", ylabel="loss on answer tokens (nats)", title="Loss")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    with draw_figure(path) as axes:
+        for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+            points = [(line["step"], line[key]) for line in log if key in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+        axes.set(xlabel="step", ylabel="loss on answer tokens (nats)", title="Loss")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
 
 
 # --------------------------------------------------------------------------------------------------------- trainer
