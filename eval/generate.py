@@ -1,6 +1,8 @@
 """Texts -> rewritten texts: batched by length, over all processes, with a fine-tuned model from a run or from the Hub."""
 
+import gc
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +55,7 @@ class Rewriter:
     tokenizer: "PreTrainedTokenizerBase"
     settings: GenerationSettings
 
-    def rewrite(self, texts: Sequence[str], show_progress: bool = False) -> list[str]:
+    def rewrite(self, texts: Sequence[str], show_progress: bool = False, label: str = "generating") -> list[str]:
         """Return a rewrite for each text, in order, on every process; an empty text gives an empty rewrite.
 
         An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt out to
@@ -71,7 +73,7 @@ class Rewriter:
         mine = batches[state.process_index :: state.num_processes]
         done: list[tuple[int, str]] = []
         with make_progress(show_progress and state.is_main_process) as progress:
-            for batch in progress.track(mine, description="generating"):
+            for batch in progress.track(mine, description=label):
                 done += zip(batch, self.generate_batch([ids[index] for index in batch]), strict=True)
         rewrites = dict(gather_object(done))
         return [rewrites.get(index, "") for index in range(len(texts))]
@@ -186,13 +188,24 @@ def download_adapter(name: str) -> Adapter:
     return Adapter(folder, base, quantization, settings, tokens)
 
 
-def load_rewriter(adapter: Adapter) -> Rewriter:
-    """Load the model on this process's device."""
+def rewrite_texts(adapter: Adapter, texts: Sequence[str], tuned: bool = True) -> tuple[list[str], float]:
+    """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards."""
+    rewriter = load_rewriter(adapter, tuned)
+    begin = time.monotonic()
+    rewrites = rewriter.rewrite(texts, show_progress=True, label="generating" if tuned else "untuned base")
+    seconds = time.monotonic() - begin
+    del rewriter
+    gc.collect()
+    return rewrites, seconds
+
+
+def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
+    """Load the model on this process's device; with `tuned` false, its base alone, the same in all else."""
     from sft.check import quiet_libraries
 
     quiet_libraries()
     tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
-    model = load_finetuned(adapter.base, adapter.folder, adapter.quantization, join_processes().device)
+    model = load_finetuned(adapter.base, adapter.folder if tuned else None, adapter.quantization, join_processes().device)
     return Rewriter(model, tokenizer, adapter.settings)

@@ -9,24 +9,59 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from eval.baselines import delete_listed
 from eval.generate import Adapter
-from eval.metrics import Score, compute_scores
+from eval.metrics import References, Score, compute_scores
 from eval.rows import EvalRows
-from sft.data import Example, count
+from eval.stats import LEVEL, RESAMPLES, SEED, Interval, compare, estimate, resample
+from sft.data import count
 from sft.prompt import TEMPLATE
 from sft.run_dir import RunDir, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
 
-LABELS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-SYSTEMS = {"adapter": "this adapter", "copy": "copying the input"}
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "rouge_score")
+LABELS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "listed": "listed words"}
+SYSTEMS = {
+    "adapter": "this adapter",
+    "base": "untuned base",
+    "delete": "listed words cut",
+    "copy": "input copied",
+}
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "rouge_score", "numpy")
+SCHEMA = 2
 
 
-def score_systems(examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, dict[str, Score]]:
-    """Return the scores of the adapter and of the baselines, on the same rows."""
-    references = [example.references for example in examples]
+def complete_outputs(
+    generated: Mapping[str, list[str]], texts: Sequence[str], lexicon: Sequence[str], baselines: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return each system's outputs, the generated ones and those of the baselines that need no model."""
+    outputs = dict(generated)
+    if "delete" in baselines and lexicon:
+        outputs["delete"] = [delete_listed(text, frozenset(lexicon)) for text in texts]
+    if "copy" in baselines:
+        outputs["copy"] = list(texts)
+    return outputs
+
+
+def score_systems(
+    outputs: Mapping[str, Sequence[str]], references: References, lexicon: Sequence[str]
+) -> dict[str, dict[str, Score]]:
+    """Return the scores of each system, on the same rows."""
+    return {name: compute_scores(texts, references, lexicon) for name, texts in outputs.items()}
+
+
+def describe_systems(systems: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    """Return `systems` and `differences` of results.json: all with intervals, the latter the adapter's to each baseline."""
+    samples = {system: {name: resample(score) for name, score in scores.items()} for system, scores in systems.items()}
     return {
-        "adapter": compute_scores(predictions, references),
-        "copy": compute_scores([example.toxic for example in examples], references),
+        "systems": {
+            system: {name: {**estimate(it).describe(), "signature": it.score.signature} for name, it in scores.items()}
+            for system, scores in samples.items()
+        },
+        "differences": {
+            system: {name: compare(samples["adapter"][name], it).describe() for name, it in scores.items()}
+            for system, scores in samples.items()
+            if system != "adapter"
+        },
+        "intervals": {"method": "percentile bootstrap over sentences", "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
     }
 
 
@@ -35,7 +70,7 @@ def describe_results(
 ) -> dict[str, Any]:
     """Return the content of results.json: the scores, and all that they are bound to."""
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "adapter": {"sha256": adapter.hash_weights()},
         "base": adapter.base.describe(),
@@ -44,19 +79,24 @@ def describe_results(
         "prompt": TEMPLATE,
         "data": rows.description,
         "generation": adapter.settings.describe(),
-        "systems": {name: {key: score.describe() for key, score in scores.items()} for name, scores in systems.items()},
+        **describe_systems(systems),
         "generation_seconds": round(seconds, 1),
         "processes": processes,
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
-def write_report(run: RunDir, rows: EvalRows, predictions: Sequence[str], results: Mapping[str, Any], samples: int) -> None:
+def write_report(
+    run: RunDir, rows: EvalRows, generated: Mapping[str, Sequence[str]], results: Mapping[str, Any], samples: int
+) -> None:
     """Write predictions, samples, plots and last results.json, which so never speaks of files that are not there."""
-    lines = [
-        {"id": example.id, "toxic": example.toxic, "references": example.references, "prediction": prediction}
-        for example, prediction in zip(rows.examples, predictions, strict=True)
-    ]
+    lines = []
+    for index, example in enumerate(rows.examples):
+        line: dict[str, Any] = {"id": example.id, "toxic": example.toxic, "references": example.references}
+        line["prediction"] = generated["adapter"][index]
+        if "base" in generated:
+            line["base"] = generated["base"][index]
+        lines.append(line)
     write_json_lines(rows.folder / "predictions.jsonl", lines)
     write_text(rows.folder / "samples.md", format_samples(lines, samples, rows.description["source"]))
     plots = find_plots(run, rows.folder)
@@ -84,6 +124,8 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
     ]
     for line in chosen:
         text += ["", f"- toxic: {escape_markdown(line['toxic'])}", f"- **rewritten: {escape_markdown(line['prediction'])}**"]
+        if "base" in line:
+            text.append(f"- untuned base: {escape_markdown(line['base'])}")
         text += [f"- human: {escape_markdown(reference)}" for reference in line["references"]]
         text += ["", "---"]
     return "\n".join(text) + "\n"
@@ -99,7 +141,21 @@ def escape_markdown(text: str) -> str:
 
 def format_value(name: str, value: float) -> str:
     """Return a score with the digits that its metric's own tools print."""
+    if name == "listed":
+        return f"{value:.1%}"
     return f"{value:.3f}" if name.startswith("rouge") else f"{value:.1f}"
+
+
+def name_metrics(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of the metrics in results.json, by their names."""
+    return {name: LABELS[name] for name in results["systems"]["adapter"]}
+
+
+def describe_difference(results: Mapping[str, Any], system: str) -> str:
+    """Return how far the adapter's BLEU is above a baseline's, such as "BLEU +2.1 [1.3, 2.9] against input copied"."""
+    interval = Interval(**results["differences"][system]["bleu"])
+    text = f"BLEU {interval.value:+.1f} [{interval.low:.1f}, {interval.high:.1f}] against {SYSTEMS[system]}"
+    return text if interval.excludes_zero() else f"{text}: not significant, the interval holds 0"
 
 
 def print_results(run: RunDir, folder: Path) -> None:
@@ -114,10 +170,12 @@ def print_results(run: RunDir, folder: Path) -> None:
     title = f"{data['split'] or 'all'} rows of {data['source']}: {data['rows']:,}"
     if data["rows"] < data["rows_of"]:
         title += f", the first of {data['rows_of']:,}"
-    table = Table("", *LABELS.values(), title=Text(title))
+    table = Table("", *name_metrics(results).values(), title=Text(title))
     for system, scores in results["systems"].items():
-        table.add_row(SYSTEMS[system], *[format_value(key, scores[key]["value"]) for key in LABELS])
+        table.add_row(SYSTEMS[system], *[format_value(name, score["value"]) for name, score in scores.items()])
     console.print(table)
+    for system in results["differences"]:
+        console.print(describe_difference(results, system), highlight=False)
     if data["left_out_as_seen"]:
         console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
     for line in choose_samples(lines, 3):
@@ -139,20 +197,31 @@ def print_results(run: RunDir, folder: Path) -> None:
 
 
 def plot_scores(results: Mapping[str, Any], path: Path) -> None:
-    """Draw each system's scores as bars, all on the scale of 0 to 100."""
+    """Draw each system's scores as bars with their intervals, all on the scale of 0 to 100."""
     with draw_figure(path) as axes:
-        systems = results["systems"]
+        systems, labels = results["systems"], name_metrics(results)
+        factors = [1 if name in ("bleu", "chrf") else 100 for name in labels]
         width = 0.8 / len(systems)
         for number, (system, scores) in enumerate(systems.items()):
-            heights = [scores[key]["value"] * (100 if key.startswith("rouge") else 1) for key in LABELS]
-            places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(LABELS))]
-            bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system])
-            axes.bar_label(bars, fmt="%.1f", fontsize=8)
-        axes.set_xticks(range(len(LABELS)), LABELS.values())
-        axes.set(ylim=(0, 105), ylabel="score (0 to 100)")
+            heights, lows, highs = (
+                [scores[name][part] * factor for name, factor in zip(labels, factors, strict=True)]
+                for part in ("value", "low", "high")
+            )
+            # A percentile interval need not hold the value itself; a bar can't be drawn below zero length.
+            margins = [
+                [max(0, height - low) for height, low in zip(heights, lows, strict=True)],
+                [max(0, high - height) for height, high in zip(heights, highs, strict=True)],
+            ]
+            places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(labels))]
+            bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system], yerr=margins, ecolor="0.3")
+            axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
+        axes.set_xticks(
+            range(len(labels)), [f"{label}\n(less is better)" if name == "listed" else label for name, label in labels.items()]
+        )
+        axes.set(ylim=(0, 112), ylabel=f"score (0 to 100), with {LEVEL} % confidence intervals")
         axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
         axes.grid(axis="y", alpha=0.3)
-        axes.legend()
+        axes.legend(ncols=len(systems), fontsize=8, loc="upper left")
 
 
 def plot_lengths(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -1,9 +1,8 @@
 """Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test] [--limit N]"""
 
 import argparse
-import time
 
-from eval.rows import choose_rows
+from eval.rows import choose_rows, read_split
 from sft.recipe import load_recipe, parse_count, run_command
 from sft.run_dir import open_run
 
@@ -19,21 +18,25 @@ def main() -> None:
     arguments = parser.parse_args()
     run = open_run(arguments.run_dir)
     rows = choose_rows(run, arguments.source, arguments.split, arguments.limit)
+    train, settings = read_split(run, "train"), load_recipe(run.recipe).eval
 
-    from eval.generate import load_rewriter, open_adapter
-    from eval.report import describe_results, print_results, score_systems, write_report
+    from eval.baselines import fit_lexicon
+    from eval.generate import open_adapter, rewrite_texts
+    from eval.report import complete_outputs, describe_results, print_results, score_systems, write_report
     from sft.model import join_processes
 
     adapter = open_adapter(run)
     state = join_processes()
-    rewriter = load_rewriter(adapter)
-    begin = time.monotonic()
-    predictions = rewriter.rewrite([example.toxic for example in rows.examples], show_progress=True)
-    seconds = time.monotonic() - begin
+    texts, references = [example.toxic for example in rows.examples], [example.references for example in rows.examples]
+    generated: dict[str, list[str]] = {}
+    generated["adapter"], seconds = rewrite_texts(adapter, texts)
+    if "base" in settings.baselines:
+        generated["base"], _ = rewrite_texts(adapter, texts, tuned=False)
     if state.is_main_process:
-        systems = score_systems(rows.examples, predictions)
-        results = describe_results(adapter, rows, systems, seconds, state.num_processes)
-        write_report(run, rows, predictions, results, load_recipe(run.recipe).eval.samples)
+        lexicon = fit_lexicon(train)
+        outputs = complete_outputs(generated, texts, lexicon, settings.baselines)
+        results = describe_results(adapter, rows, score_systems(outputs, references, lexicon), seconds, state.num_processes)
+        write_report(run, rows, generated, results, settings.samples)
         print_results(run, rows.folder)
     state.wait_for_everyone()
     state.destroy_process_group()

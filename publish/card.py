@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report import LABELS, SYSTEMS, choose_samples, escape_markdown, format_value
+from eval.report import LABELS, SYSTEMS, choose_samples, describe_difference, escape_markdown, format_value, name_metrics
 from sft.data import count
 from sft.prompt import format_prompt
 
@@ -42,7 +42,7 @@ def render_card(facts: CardFacts) -> str:
     environment.filters["count"] = count
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     results, publish = facts.results, facts.recipe["publish"]
-    systems = results["systems"]
+    systems, labels = results["systems"], name_metrics(results)
     return template.render(
         metadata=build_metadata(facts),
         title=facts.name,
@@ -53,8 +53,13 @@ def render_card(facts: CardFacts) -> str:
         manifest=facts.manifest,
         environment=facts.environment,
         results=results,
-        labels=list(LABELS.values()),
-        table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in LABELS] for name, scores in systems.items()},
+        labels=list(labels.values()),
+        table={
+            SYSTEMS[name]: [format_value(key, score["value"]) for key, score in scores.items()]
+            for name, scores in systems.items()
+        },
+        differences=[describe_difference(results, name) for name in results["differences"]],
+        intervals=results["intervals"],
         signatures={LABELS[key]: score["signature"] for key, score in systems["adapter"].items()},
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
@@ -73,11 +78,14 @@ def format_setting(value: Any) -> str:
 
 
 def write_headline(results: Mapping[str, Any]) -> str:
-    """Return the result in one sentence, with the baseline beside it."""
-    scores = results["systems"]
-    own, copied = scores["adapter"]["bleu"]["value"], scores["copy"]["bleu"]["value"]
+    """Return the result in one sentence, with the best baseline beside it."""
+    bleu = {name: scores["bleu"]["value"] for name, scores in results["systems"].items()}
     rows = f"{results['data']['rows']:,} held-out sentences"
-    return f"BLEU {own:.1f} on {rows}; copying the toxic input scores {copied:.1f}."
+    text = f"BLEU {bleu.pop('adapter'):.1f} on {rows}"
+    if bleu:
+        best = max(bleu, key=bleu.__getitem__)
+        text += f"; the best baseline ({SYSTEMS[best]}) scores {bleu[best]:.1f}"
+    return f"{text}."
 
 
 def build_metadata(facts: CardFacts) -> str:
@@ -104,6 +112,7 @@ def build_metadata(facts: CardFacts) -> str:
             metric_args={"signature": score["signature"]},
         )
         for key, score in results["systems"]["adapter"].items()
+        if key != "listed"  # no metric that the Hub knows, and one of this run's own word list
     ]
     extra = {"base_model_relation": "adapter"} if base["revision"] else {}
     return ModelCardData(

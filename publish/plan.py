@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import compute_scores
+from eval.baselines import fit_lexicon
+from eval.report import SCHEMA, complete_outputs, describe_systems, score_systems
+from eval.rows import read_split
 from publish.card import CardFacts, render_card
 from sft.recipe import Recipe, load_recipe
 from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines, write_text
@@ -27,6 +29,8 @@ def read_facts(run: RunDir) -> CardFacts:
         read_json(run.manifest),
         read_json(run.environment),
     )
+    if results["schema"] != SCHEMA:
+        raise RunError(f"{run.eval / 'results.json'}: made by another version of this project. Evaluate again: {evaluate}")
     checks = {
         "another adapter (its SHA-256 differs)": results["adapter"]["sha256"] == hash_file(run.adapter_weights),
         "another base model": results["base"] == environment["base"],
@@ -40,8 +44,13 @@ def read_facts(run: RunDir) -> CardFacts:
         raise RunError(f"{run.environment}: no record of the training in it; the file was changed after the run.")
     recipe = load_recipe(run.recipe)
     predictions = read_json_lines(run.eval / "predictions.jsonl")
-    scores = compute_scores([line["prediction"] for line in predictions], [line["references"] for line in predictions])
-    if results["systems"]["adapter"] != {name: score.describe() for name, score in scores.items()}:
+    generated = {"adapter": [line["prediction"] for line in predictions]}
+    if "base" in predictions[0]:
+        generated["base"] = [line["base"] for line in predictions]
+    lexicon = fit_lexicon(read_split(run, "train"))
+    outputs = complete_outputs(generated, [line["toxic"] for line in predictions], lexicon, tuple(results["systems"]))
+    scores = describe_systems(score_systems(outputs, [line["references"] for line in predictions], lexicon))
+    if any(results[key] != part for key, part in scores.items()):
         raise RunError(f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl. Evaluate again: {evaluate}")
     return CardFacts(name_model(recipe, run), recipe.values(), environment, manifest, results, predictions)
 

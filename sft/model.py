@@ -304,8 +304,8 @@ def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_finetuned(base: Base, adapter: Path, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
-    """Load a base with an adapter for generation.
+def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
+    """Load a base for generation, with an adapter, or without one as it was before the training.
 
     `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant` and `dtype`, as
     in the recipe. On a CPU the quantised weights are then turned back into float32 and the adapter is merged into them:
@@ -326,8 +326,9 @@ def load_finetuned(base: Base, adapter: Path, quantization: dict[str, Any], devi
     )
     if on_cpu and config is not None:
         model = model.dequantize().float()
-    model = PeftModel.from_pretrained(model, str(adapter))
-    if on_cpu or config is None:
-        model = model.merge_and_unload()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+        if on_cpu or config is None:
+            model = model.merge_and_unload()
     model.config.use_cache = True
     return model.to(device).eval() if on_cpu or config is None else model.eval()

@@ -139,6 +139,9 @@ def describe(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+BASELINES = ("copy", "delete", "base")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     source: str = describe("a Hub id, or a .tsv, .csv, .jsonl or .parquet file, or a folder of them", "")
@@ -157,6 +160,7 @@ class EvalConfig:
     num_beams: int = describe("beams; 1 is greedy", 1)
     max_new_tokens: int | None = describe("longest answer in tokens; null: the longest of the training data", None)
     samples: int = describe("rows in samples.md", 20)
+    baselines: tuple[str, ...] = describe("what is scored beside the adapter: copy, delete, base (untuned)", BASELINES)
 
 
 @dataclass(frozen=True)
@@ -507,6 +511,9 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("expected at least one column, and not the toxic one.", "data.neutral")
     if data.neutral and not data.toxic:
         yield RecipeError("names the rewrites' columns, but data.toxic does not name the sentence's.", "data.neutral")
+    for name in recipe.eval.baselines:
+        if name not in BASELINES:
+            yield RecipeError(f"found {name!r}, expected some of {', '.join(BASELINES)}.", "eval.baselines")
     if recipe.publish.repo_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.publish.repo_id):
         yield RecipeError(f"found {recipe.publish.repo_id!r}, expected owner/name.", "publish.repo_id")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer, get_peft_config
+from trl.kernels.chunked_logprob import _use_triton as use_triton
 
 from sft.check import Preflight
 from sft.data import SPLITS
@@ -219,6 +221,15 @@ class Trainer(SFTTrainer):
             parameter.data = parameter.data.to(types[name])
 
 
+def score_labelled_positions() -> None:
+    """Have TRL's loss pass the labelled positions alone through the LM head on a CPU too, as it does on a GPU.
+
+    This replaces a private function of TRL 1.16 for the whole process: its fused head scores every position where
+    Triton does not run, for devices that compile each new shape. Loss and gradient are the same but for rounding.
+    """
+    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or use_triton(device)
+
+
 def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None) -> Trainer:
     """Return the trainer, for rows that are tokenised already."""
     evaluates = preflight.recipe.trl["eval_strategy"] != "no"
@@ -234,6 +245,7 @@ def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, che
         processing_class=preflight.tokenizer,
         peft_config=get_peft_config(build_model_config(preflight.recipe)),
     )
+    score_labelled_positions()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLog(run))
     return trainer

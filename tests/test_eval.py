@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import Main, run_python
 
+from eval.baselines import delete_listed, fit_lexicon
 from eval.generate import find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
-from eval.rows import choose_rows
+from eval.rows import choose_rows, read_split
 from sft.recipe import InputError
 from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, read_json_lines, write_json, write_text
 
@@ -28,12 +29,48 @@ def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
     test = read_json_lines(mini_run / "data" / "test.jsonl")
     assert [(line["toxic"], line["references"]) for line in lines] == [(line["toxic"], line["references"]) for line in test]
     references = [line["references"] for line in lines]
-    for system, texts in {
-        "adapter": [line["prediction"] for line in lines],
-        "copy": [line["toxic"] for line in lines],
-    }.items():
-        expected = {name: score.describe() for name, score in compute_scores(texts, references).items()}
-        assert results["systems"][system] == expected
+    outputs = {"adapter": [line["prediction"] for line in lines]}
+    lexicon = fit_lexicon(read_split(RunDir(mini_run), "train"))
+    outputs["base"] = [line["base"] for line in lines]
+    outputs["delete"] = [delete_listed(line["toxic"], lexicon) for line in lines]
+    outputs["copy"] = [line["toxic"] for line in lines]
+    assert outputs["delete"] != outputs["copy"]
+    assert results["systems"].keys() == outputs.keys()
+    for system, texts in outputs.items():
+        for name, score in compute_scores(texts, references, lexicon).items():
+            found = results["systems"][system][name]
+            assert (found["value"], found["signature"]) == (score.value, score.signature)
+            assert found["low"] <= found["value"] <= found["high"]
+    for system, differences in results["differences"].items():
+        for name, difference in differences.items():
+            values = [results["systems"][key][name]["value"] for key in ("adapter", system)]
+            assert difference["value"] == pytest.approx(values[0] - values[1])
+            assert difference["low"] <= difference["value"] <= difference["high"]
+
+
+def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    lines = read_json_lines(mini_run / "eval" / "predictions.jsonl")
+    adapter = open_adapter(RunDir(mini_run))
+    rewriter = load_rewriter(adapter, tuned=False)
+    assert rewriter.rewrite([line["toxic"] for line in lines]) == [line["base"] for line in lines]
+    assert [line["base"] for line in lines] != [line["prediction"] for line in lines]
+    # But for the rounding to 4 bits it is the model on the disk.
+    original = AutoModelForCausalLM.from_pretrained(adapter.base.path).float()
+    for (name, weight), other in zip(rewriter.model.named_parameters(), original.parameters(), strict=True):
+        assert (weight - other).norm() < 0.2 * other.norm() + 1e-6, name
+        assert weight.dtype == torch.float32
+
+
+def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main) -> None:
+    text = own_run.recipe.read_text()
+    write_text(own_run.recipe, text.replace("  - delete\n  - base\n", ""))
+    call_main("eval.run", own_run.root, "--limit", 3)
+    results = read_json(own_run.eval / "test-first-3" / "results.json")
+    assert list(results["systems"]) == ["adapter", "copy"]
+    assert list(results["differences"]) == ["copy"]
 
 
 def test_results_are_bound_to_adapter_base_and_data(mini_run: Path) -> None:

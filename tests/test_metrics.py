@@ -29,7 +29,7 @@ def corrupt(examples: list[Example]) -> list[str]:
 
 def check_against_command_lines(examples: list[Example], folder: Path) -> None:
     predictions, references = corrupt(examples), [example.references for example in examples]
-    scores = compute_scores(predictions, references)
+    scores = compute_scores(predictions, references, ())
     width = max(map(len, references))
     (folder / "predictions").write_text("".join(text + "\n" for text in predictions))
     names = []
@@ -82,21 +82,23 @@ def test_equal_to_the_command_lines_on_real_paradetox(tmp_path: Path) -> None:
 def test_pinned_values() -> None:
     predictions = ["that was a bad movie .", "please stop talking", ""]
     references = [["That was a bad movie.", "that was a poor movie ."], ["Please stop talking."], ["nonsense"]]
-    scores = compute_scores(predictions, references)
+    scores = compute_scores(predictions, references, ["bad", "rude"])
     assert {name: round(score.value, 4) for name, score in scores.items()} == {
         "bleu": 63.9315,
         "chrf": 79.108,
         "rouge1": 0.6667,
         "rouge2": 0.6667,
         "rougeL": 0.6667,
+        "listed": 0.3333,
     }
     assert scores["bleu"].signature == "nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+    assert scores["listed"].signature == "listed|words:2|sha256:71294fa2|aggregate:mean"
 
 
 def test_perfect_and_hopeless() -> None:
-    perfect = compute_scores(["a b c d e"], [["x", "a b c d e"]])
+    perfect = compute_scores(["a b c d e"], [["x", "a b c d e"]], ())
     assert [round(score.value, 6) for score in perfect.values()] == [100, 100, 1, 1, 1]
-    hopeless = compute_scores(["", ""], [["a b c d"], ["e f g h"]])
+    hopeless = compute_scores(["", ""], [["a b c d"], ["e f g h"]], ())
     assert [score.value for score in hopeless.values()] == [0, 0, 0, 0, 0]
 
 
@@ -107,4 +109,4 @@ def test_perfect_and_hopeless() -> None:
 )
 def test_rows_that_do_not_match(predictions: list[str], references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="expected as many rows of references as predictions"):
-        compute_scores(predictions, references)
+        compute_scores(predictions, references, ())

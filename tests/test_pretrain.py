@@ -69,12 +69,35 @@ def test_noise_leaves_the_sentence_to_be_found(pretrain: ModuleType) -> None:
     import random
 
     sentences = ["The quick brown fox jumps.", "I don't like this at all!"]
-    noisy = [pretrain.add_noise(sentences[0], sentences, random.Random(seed)) for seed in range(200)]
+    followers = pretrain.find_followers(sentences)
+    assert followers == {
+        "": ["The", "I"], "The": ["quick"], "quick": ["brown"], "brown": ["fox"], "fox": ["jumps."], "I": ["don't"],
+        "don't": ["like"], "like": ["this"], "this": ["at"], "at": ["all!"],
+    }  # fmt: skip
+    noisy = [pretrain.add_noise(sentences[0], sentences, followers, random.Random(seed)) for seed in range(200)]
     assert sentences[0] in noisy, "some stay as they are"
     assert len(set(noisy)) > 100
     assert all(text.strip() for text in noisy)
     assert pretrain.tidy("i 'm not sure , are you ?") == "I'm not sure, are you?"
     assert pretrain.tidy("He said , no .") == "He said , no ."
+    assert pretrain.tidy("It\u2019s \u201cfine\u201d") == 'It\'s "fine"'
+    worn = {pretrain.wear_down("Isn't it, said He.", random.Random(seed)) for seed in range(20)}
+    assert worn == {"isn 't it , said he .", "isn 't it , said he", "isnt it , said he .", "isnt it , said he"}
+
+
+def test_salad_is_words_of_the_text(pretrain: ModuleType) -> None:
+    import random
+
+    salads = [pretrain.make_salad(["a b", "c d e"], random.Random(seed)).split() for seed in range(50)]
+    assert {len(words) for words in salads} == set(range(3, 21))
+    assert {word for words in salads for word in words} == set("abcde")
+
+
+def test_a_text_named_twice_is_drawn_twice_as_often(pretrain: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("One here.\nOne here.\n\nTwo here.\n")
+    (tmp_path / "b").write_text("Three here.\n")
+    paths = [tmp_path / "a", tmp_path / "b", tmp_path / "a"]
+    assert pretrain.read_sentences(paths, []) == ["One here.", "Two here.", "One here.", "Two here.", "Three here."]
 
 
 def test_embedded_base_is_a_small_bloom_with_blooms_special_tokens() -> None:

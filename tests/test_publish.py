@@ -104,6 +104,22 @@ def test_scores_that_are_not_those_of_the_predictions_are_refused(own_run: RunDi
         write_publish_folder(own_run)
 
 
+def test_results_of_another_version_are_refused(own_run: RunDir) -> None:
+    change(own_run.eval / "results.json", "schema", value=1)
+    with pytest.raises(RunError, match=r"made by another version of this project\. Evaluate again: accelerate launch"):
+        write_publish_folder(own_run)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("systems", "copy", "bleu", "value"), ("systems", "base", "listed", "high"), ("differences", "delete", "bleu", "low")],
+)
+def test_baselines_and_differences_are_held_against_the_predictions_too(own_run: RunDir, keys: tuple[str, ...]) -> None:
+    change(own_run.eval / "results.json", *keys, value=1.5)
+    with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
+        write_publish_folder(own_run)
+
+
 def test_run_without_evaluation_is_refused(own_run: RunDir) -> None:
     shutil.rmtree(own_run.eval)
     done = run_python("-m", "publish.run", own_run.root)
@@ -116,9 +132,13 @@ def test_run_without_evaluation_is_refused(own_run: RunDir) -> None:
 def golden_facts() -> CardFacts:
     """Facts of a run on the Hub's data and base, fixed here, with hostile samples."""
     recipe = load_recipe("recipes/bloom.yaml", ["--publish.repo_id", "me/bloom-3b-detox"])
-    metric = {"value": 61.25, "signature": "nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"}
-    rouge = {"value": 0.8125, "signature": "rouge1|measure:f|refs:best|stemmer:no|aggregate:mean|version:0.1.2"}
-    scores = {"bleu": metric, "chrf": metric, "rouge1": rouge, "rouge2": rouge, "rougeL": rouge}
+    bleu: dict[str, Any] = {"value": 61.25, "low": 59.5, "high": 63.0}
+    bleu["signature"] = "nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+    rouge: dict[str, Any] = {"value": 0.8125, "low": 0.75, "high": 0.875}
+    rouge["signature"] = "rouge1|measure:f|refs:best|stemmer:no|aggregate:mean|version:0.1.2"
+    listed: dict[str, Any] = {"value": 0.0625, "low": 0.05, "high": 0.075}
+    listed["signature"] = "listed|words:110|sha256:0|aggregate:mean"
+    scores = {"bleu": bleu, "chrf": bleu, "rouge1": rouge, "rouge2": rouge, "rougeL": rouge, "listed": listed}
     copied = {name: score | {"value": score["value"] / 2} for name, score in scores.items()}
     split = {"examples": 591, "references": 930, "sha256": "5" * 64}
     base = {"name": "bigscience/bloom-3b", "revision": "b" * 40, "weights": {}}
@@ -151,7 +171,12 @@ def golden_facts() -> CardFacts:
             "base": base,
             "data": {"source": "s-nlp/paradetox", "revision": "d" * 40, "split": "test", "rows": 591, "sha256": "5" * 64},
             "generation": {"num_beams": 1, "max_new_tokens": 90, "batch_size": 64},
-            "systems": {"adapter": scores, "copy": copied},
+            "systems": {"adapter": scores, "base": copied, "copy": copied},
+            "differences": {
+                "base": {"bleu": {"value": 30.625, "low": 28.5, "high": 32.75}},
+                "copy": {"bleu": {"value": 30.625, "low": -0.25, "high": 61.5}},
+            },
+            "intervals": {"method": "percentile bootstrap over sentences", "level": 95, "resamples": 1000, "seed": 0},
         },
         predictions=[{"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)],
     )

@@ -2,36 +2,45 @@
 
     python recipes/bloom-tiny/pretrain.py TEXT… --held_out paradetox.tsv --output_dir recipes/bloom-tiny
 
-A fifth of the rows are plain text; the others ask, in the prompt of sft/prompt.py, for the clean sentence behind a noisy
-one: foreign words put in, words dropped, replaced or swapped, case and punctuation worn down. Such a base can copy, drop
-what does not belong and mend style; it was never told what is toxic, which is left to the recipe.
+A tenth of the rows are plain text, and a twentieth words at random, to be copied. The others ask, in the prompt of
+sft/prompt.py, for the clean sentence behind a noisy one: foreign words put in, words dropped, replaced or swapped, case and
+punctuation worn down. Such a base can copy, drop what does not belong and mend style; it was never told what is toxic,
+which is left to the recipe.
+
+The matrices of the blocks are trained by Muon (Jordan et al. 2024), all else by AdamW. BLOOM's query, key and value lie in
+one matrix, head by head, and are trained as one.
 
 Deterministic by seed on one kind of machine. An interrupted run goes on from its last checkpoint when started again.
 """
 
 import argparse
+import itertools
 import math
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]  # BLOOM's own, with BLOOM's ids
-PLAIN_SHARE = 0.2
+PLAIN_SHARE = 0.1
+SALAD_SHARE = 0.05  # words at random, to be copied as they are: no guess helps there, and copying is learnt early
 POOL = 4096  # sentences drawn, noised and sorted by length at a time
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text, a sentence a line")
+    parser.add_argument(
+        "texts", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text, a sentence a line; named twice, drawn twice as often"
+    )
     parser.add_argument(
         "--held_out", nargs="*", default=[], help="ParaDetox files; their test and validation sentences are left out"
     )
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch_tokens", type=int, default=4096, help="tokens of a step, padding included")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--learning_rate", type=float, default=4e-3, help="of both optimizers, at its peak")
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--n_layer", type=int, default=6)
     parser.add_argument("--n_head", type=int, default=8)
@@ -42,7 +51,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_sentences(texts: Sequence[Path], held_out: Sequence[str]) -> list[str]:
-    """Return the distinct sentences of the files, without those of held-out splits and their rewrites."""
+    """Return the distinct sentences of each file, without those of held-out splits and their rewrites.
+
+    Those of a file that is named twice are there twice.
+    """
     from sft.data import clean_text, normalise, read_corpus, split_examples
     from sft.recipe import DataConfig
 
@@ -52,17 +64,21 @@ def read_sentences(texts: Sequence[Path], held_out: Sequence[str]) -> list[str]:
         splits = split_examples(read_corpus(config).examples, config.validation, config.test, config.seed)
         for example in [*splits["validation"], *splits["test"]]:
             hidden.update(normalise(text) for text in (example.toxic, *example.references))
-    lines = [tidy(clean_text(line)) for path in texts for line in path.read_text(encoding="utf-8").splitlines()]
-    sentences = list(dict.fromkeys(line for line in lines if line and normalise(line) not in hidden))
-    print(f"{len(sentences):,} sentences; {len(lines) - len(sentences):,} empty, repeated or held out", flush=True)
+    sentences: list[str] = []
+    for path, times in Counter(texts).items():
+        lines = [tidy(clean_text(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = list(dict.fromkeys(line for line in lines if line and normalise(line) not in hidden))
+        print(f"{path.name}: {len(kept):,} sentences; {len(lines) - len(kept):,} empty, repeated or held out", flush=True)
+        sentences += kept * times
     return sentences
 
 
 def tidy(sentence: str) -> str:
-    """Return a lower-cased sentence with spaced punctuation as a person would write it; others as they are.
+    """Return a lower-cased sentence with spaced punctuation as a person would write it; others but for their quotes.
 
     Such sentences are half of the text at hand, and as answers they would teach the base not to mend style.
     """
+    sentence = sentence.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
     if sentence != sentence.lower():
         return sentence
     sentence = re.sub(r" ([.,!?;:)'])", r"\1", sentence).replace("( ", "(").replace(" n't", "n't")
@@ -94,30 +110,54 @@ def wear_down(text: str, rng: random.Random) -> str:
     text = text.lower()
     if rng.random() < 0.4:
         text = text.replace("'", "")
-    text = " ".join(re.sub(r"([.,!?\"'()])", r" \1 ", text).split())
+    text = " ".join(re.sub(r"([.,!?\"()])", r" \1 ", text.replace("'", " '")).split())
     return text.removesuffix(" .") if rng.random() < 0.6 else text
 
 
-def add_noise(sentence: str, sentences: Sequence[str], rng: random.Random) -> str:
-    """Return a noisy form of `sentence`; an eighth of them stay as they are but for style."""
-    words = sentence.split()
+def find_followers(sentences: Sequence[str]) -> dict[str, list[str]]:
+    """Return the words that come after each word, as often as they do; "" stands for the beginning of a sentence."""
+    followers = defaultdict(list)
+    for sentence in sentences:
+        for word, follower in itertools.pairwise(["", *map(sys.intern, sentence.split())]):
+            followers[word].append(follower)
+    return dict(followers)
+
+
+def add_noise(sentence: str, sentences: Sequence[str], followers: Mapping[str, Sequence[str]], rng: random.Random) -> str:
+    """Return a noisy form of `sentence`; an eighth of them stay as they are but for style.
+
+    Half of the time, what is put in is one word that in the text follows the word before it, as a rude word fits its place.
+    """
+
+    def draw_words(count: int) -> list[str]:
+        near = followers.get(noisy[-1] if noisy else "")
+        if near and rng.random() < 0.5:
+            return [rng.choice(near)]
+        span = rng.choice(sentences).split()
+        start = rng.randrange(len(span))
+        return span[start : start + count]
+
     noisy: list[str] = []
     heavy = rng.choice([0.0, 0.6, 1.0, 1.0, 1.0, 1.0, 1.4, 2.0])
-    for word in words:
+    for word in sentence.split():
         draw = rng.random() / heavy if heavy else 1.0
         if draw < 0.10:  # foreign words in front of this one: what the answer must leave out
-            span = rng.choice(sentences).split()
-            start = rng.randrange(len(span))
-            noisy += span[start : start + rng.choice([1, 1, 1, 2, 2, 3])]
+            noisy += draw_words(rng.choice([1, 1, 1, 2, 2, 3]))
         elif draw < 0.13:
             continue
         elif draw < 0.17:
-            word = rng.choice(rng.choice(sentences).split())
+            noisy += draw_words(1)
+            continue
         elif draw < 0.19 and noisy:
             noisy[-1], word = word, noisy[-1]
         noisy.append(word)
     text = " ".join(noisy) or sentence
     return wear_down(text, rng) if rng.random() < 0.6 else text
+
+
+def make_salad(sentences: Sequence[str], rng: random.Random) -> str:
+    """Return 3 to 20 words, each from a sentence of its own."""
+    return " ".join(rng.choice(rng.choice(sentences).split()) for _ in range(rng.randint(3, 20)))
 
 
 def make_batches(
@@ -126,17 +166,25 @@ def make_batches(
     """Yield batches of (context, answer) token lists without end: like lengths together, in random order."""
     from sft.prompt import format_prompt
 
-    pool = 0
-    while True:
+    followers = find_followers(sentences)
+    for pool in itertools.count():
         rng = random.Random(f"{seed}-{pool}")
-        pool += 1
-        answers = rng.sample(sentences, min(POOL, len(sentences)))
-        plain = [rng.random() < PLAIN_SHARE for _ in answers]
-        prompts = [format_prompt(add_noise(a, sentences, rng)) for a in answers]
-        contexts = tokenizer(prompts)["input_ids"]
+        contexts: list[str] = []
+        answers: list[str] = []
+        for sentence in rng.sample(sentences, min(POOL, len(sentences))):
+            kind = rng.random()
+            if kind < PLAIN_SHARE:
+                context = tokenizer.bos_token
+            elif kind < PLAIN_SHARE + SALAD_SHARE:
+                sentence = make_salad(sentences, rng)
+                context = format_prompt(sentence)
+            else:
+                context = format_prompt(add_noise(sentence, sentences, followers, rng))
+            contexts.append(context)
+            answers.append(sentence)
         rows = [
-            ([tokenizer.bos_token_id] if bare else context, answer + [tokenizer.eos_token_id])
-            for bare, context, answer in zip(plain, contexts, tokenizer(answers)["input_ids"], strict=True)
+            (context, answer + [tokenizer.eos_token_id])
+            for context, answer in zip(tokenizer(contexts)["input_ids"], tokenizer(answers)["input_ids"], strict=True)
         ]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         batches: list[list[tuple[list[int], list[int]]]] = [[]]
@@ -174,16 +222,21 @@ def pretrain(arguments: argparse.Namespace) -> None:
     for block in model.transformer.h:
         block.mlp.gelu_impl = torch.nn.GELU("tanh")  # BLOOM's own formula in one kernel: a quarter of the step on a CPU
     print(f"{model.num_parameters():,} parameters on {device}", flush=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    matrices = {name: weight for name, weight in model.transformer.h.named_parameters(prefix="h") if weight.ndim == 2}
+    others = [weight for name, weight in model.transformer.named_parameters() if name not in matrices]
+    rate = arguments.learning_rate
+    optimizers = [
+        torch.optim.Muon(list(matrices.values()), lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.output_dir / "checkpoint.pt"
     first_step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first_step = state["step"]
 
     batches = make_batches(sentences, tokenizer, arguments.batch_tokens, arguments.seed)
@@ -206,9 +259,10 @@ def pretrain(arguments: argparse.Namespace) -> None:
                 ids[i, :end] = torch.tensor(context + answer)
                 labels[i, len(context) : end] = torch.tensor(answer)
                 mask[i, :end] = 1
-            done = step / arguments.steps
-            for group in optimizer.param_groups:
-                group["lr"] = arguments.learning_rate * min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            # A cosine, cut off at five sixths of its way: its tail is time for little.
+            scale = min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / (1.2 * arguments.steps))))
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = rate * scale
             with torch.autocast(device, torch.bfloat16):
                 hidden = model.transformer(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state[:, :-1]
                 targets = labels[:, 1:].to(device)
@@ -216,15 +270,20 @@ def pretrain(arguments: argparse.Namespace) -> None:
                 loss = functional.cross_entropy(model.lm_head(hidden[scored]).float(), targets[scored])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
             losses.append(loss.item())
             if (step + 1) % 100 == 0:
                 progress.print(f"step {step + 1}: loss {sum(losses) / len(losses):.3f}")
                 sys.stdout.flush()
                 losses = []
             if (step + 1) % arguments.save_steps == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                state = {
+                    "model": model.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "step": step + 1,
+                }
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
     model.config.use_cache = True
