@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
+from sacrebleu.metrics.chrf import CHRF
 
 from sft.recipe import PROJECT
 from sft.run_dir import read_json, read_json_lines
@@ -41,6 +43,15 @@ def test_quickstart_commands_run_and_the_model_learns(tmp_path: Path) -> None:
     held = sum(bool(rude.search(line["toxic"])) for line in lines)
     left = sum(bool(rude.search(line["prediction"])) for line in lines)
     assert left < held / 2, f"{left} of {held}"
+    # The base alone does not do it, and neutral sentences pass nearly as they are.
+    listed = {name: values["listed"]["value"] for name, values in scores.items()}
+    assert listed["base"] > 0.9 * listed["copy"]
+    assert listed["adapter"] < listed["base"] / 2
+    neutral = (PROJECT / "tests" / "neutral.txt").read_text(encoding="utf-8")
+    passed = run_python("-m", "eval.detoxify", root, stdin=neutral).stdout.splitlines()
+    chrf = [CHRF().sentence_score(*pair).score for pair in zip(passed, [[line] for line in neutral.splitlines()], strict=True)]
+    assert len(chrf) == 50
+    assert sum(chrf) / len(chrf) > 90
 
 
 def test_file_tree_names_each_file() -> None:
