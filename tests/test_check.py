@@ -98,12 +98,12 @@ def test_report(mini_base: Path, small_data: Path, call_main: Main, capsys: pyte
     (folder / "model.safetensors").write_bytes(b"")
     call_main("sft.check", TINY, "--model_name_or_path", folder, "--data.source", small_data)
     text = " ".join(capsys.readouterr().out.split())
-    assert "lora_r: 16" in text
+    assert "lora_r: 32" in text
     assert "rows read 150" in text
     assert "leak check: passed" in text
     assert "### Rewrite this without the toxicity:" in text
-    # rank 16 on the four linear layers of two blocks, 64 wide: 2 * 16 * (64+192 + 64+64 + 64+256 + 256+64)
-    assert f"trainable parameters: {2 * 16 * (256 + 128 + 320 + 320):,}" in text
+    # rank 32 on the four linear layers of two blocks, 64 wide: 2 * 32 * (64+192 + 64+64 + 64+256 + 256+64)
+    assert f"trainable parameters: {2 * 32 * (256 + 128 + 320 + 320):,}" in text
 
 
 def test_check_of_the_tiny_recipe_is_quick_and_writes_nothing(tmp_path: Path) -> None:

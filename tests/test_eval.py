@@ -56,7 +56,8 @@ def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
     adapter = open_adapter(RunDir(mini_run))
     rewriter = load_rewriter(adapter, tuned=False)
     assert rewriter.rewrite([line["toxic"] for line in lines]) == [line["base"] for line in lines]
-    assert [line["base"] for line in lines] != [line["prediction"] for line in lines]
+    tuned = dict(load_rewriter(adapter).model.named_parameters())
+    assert any(not torch.equal(weight, tuned[name]) for name, weight in rewriter.model.named_parameters())
     # But for the rounding to 4 bits it is the model on the disk.
     original = AutoModelForCausalLM.from_pretrained(adapter.base.path).float()
     for (name, weight), other in zip(rewriter.model.named_parameters(), original.parameters(), strict=True):

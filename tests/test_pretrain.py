@@ -76,7 +76,7 @@ def test_noise_leaves_the_sentence_to_be_found(pretrain: ModuleType) -> None:
     }  # fmt: skip
     noisy = [pretrain.add_noise(sentences[0], sentences, followers, random.Random(seed)) for seed in range(200)]
     assert sentences[0] in noisy, "some stay as they are"
-    assert len(set(noisy)) > 100
+    assert len(set(noisy)) > 80
     assert all(text.strip() for text in noisy)
     assert pretrain.tidy("i 'm not sure , are you ?") == "I'm not sure, are you?"
     assert pretrain.tidy("He said , no .") == "He said , no ."
