@@ -55,9 +55,10 @@ class Rewriter:
     tokenizer: "PreTrainedTokenizerBase"
     settings: GenerationSettings
 
-    def rewrite(self, texts: Sequence[str], show_progress: bool = False, label: str = "generating") -> list[str]:
+    def rewrite(self, texts: Sequence[str], progress_label: str | None = None) -> list[str]:
         """Return a rewrite for each text, in order, on every process; an empty text gives an empty rewrite.
 
+        With `progress_label`, a progress bar of that name is shown on the main process.
         An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt out to
         the processes, so that the same texts share a batch, and its padding, whatever the number of processes.
         """
@@ -72,8 +73,8 @@ class Rewriter:
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         mine = batches[state.process_index :: state.num_processes]
         done: list[tuple[int, str]] = []
-        with make_progress(show_progress and state.is_main_process) as progress:
-            for batch in progress.track(mine, description=label):
+        with make_progress(progress_label is not None and state.is_main_process) as progress:
+            for batch in progress.track(mine, description=progress_label or ""):
                 done += zip(batch, self.generate_batch([ids[index] for index in batch]), strict=True)
         rewrites = dict(gather_object(done))
         return [rewrites.get(index, "") for index in range(len(texts))]
@@ -192,7 +193,7 @@ def rewrite_texts(adapter: Adapter, texts: Sequence[str], tuned: bool = True) ->
     """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards."""
     rewriter = load_rewriter(adapter, tuned)
     begin = time.monotonic()
-    rewrites = rewriter.rewrite(texts, show_progress=True, label="generating" if tuned else "untuned base")
+    rewrites = rewriter.rewrite(texts, "generating" if tuned else "untuned base")
     seconds = time.monotonic() - begin
     del rewriter
     gc.collect()

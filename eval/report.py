@@ -35,7 +35,8 @@ def complete_outputs(
     """Return each system's outputs, the generated ones and those of the baselines that need no model."""
     outputs = dict(generated)
     if "delete" in baselines and lexicon:
-        outputs["delete"] = [delete_listed(text, frozenset(lexicon)) for text in texts]
+        listed = frozenset(lexicon)
+        outputs["delete"] = [delete_listed(text, listed) for text in texts]
     if "copy" in baselines:
         outputs["copy"] = list(texts)
     return outputs

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from sft.data import normalise, read_corpus, split_examples
-from sft.recipe import PROJECT, DataConfig
+from sft.recipe import PROJECT, DataConfig, load_recipe
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 
@@ -24,20 +24,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_arguments(text: Path, folder: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        texts=[text], held_out=[str(CORPUS)], output_dir=folder, steps=4, batch_tokens=512, learning_rate=1e-3, hidden_size=16,
+        texts=[text], held_out=[], output_dir=folder, steps=4, batch_tokens=512, learning_rate=1e-3, hidden_size=16,
         n_layer=1, n_head=2, vocab_size=400, seed=0, save_steps=2,
     )  # fmt: skip
 
 
-def test_held_out_sentences_and_their_rewrites_are_left_out(pretrain: ModuleType, text: Path) -> None:
-    config = DataConfig()
-    examples = read_corpus(DataConfig(source=str(CORPUS))).examples
-    splits = split_examples(examples, config.validation, config.test, config.seed)
+@pytest.mark.parametrize(("shares", "seed"), [(None, 0), ((0.1, 0.1), 0), ((0.05, 0.3), 7)])
+def test_held_out_sentences_and_their_rewrites_are_left_out(
+    pretrain: ModuleType, text: Path, tmp_path: Path, shares: tuple[float, float] | None, seed: int
+) -> None:
+    recipe = load_recipe(PROJECT / "recipes" / "tiny.yaml").data
+    validation, test = shares or (recipe.validation, recipe.test)
+    splits = split_examples(read_corpus(DataConfig(source=str(CORPUS))).examples, validation, test, seed)
     hidden = {normalise(t) for split in ("validation", "test") for e in splits[split] for t in (e.toxic, *e.references)}
     assert len(hidden) > 50
-    kept = {normalise(sentence) for sentence in pretrain.read_sentences([text], [str(CORPUS)])}
-    assert not kept & hidden
-    assert {normalise(example.toxic) for example in splits["train"]} - hidden <= kept
+    other = tmp_path / "other.txt"
+    other.write_text("Not of the corpus.\n")
+    kept = pretrain.read_sentences([text, other], [str(CORPUS)])
+    assert not {normalise(sentence) for sentence in kept} & hidden
+    assert "Not of the corpus." in kept
 
 
 def test_same_seed_same_bytes_also_after_an_interruption(

@@ -2,7 +2,7 @@
 
     python recipes/bloom-tiny/pretrain.py TEXT… --held_out paradetox.tsv --output_dir recipes/bloom-tiny
 
-A tenth of the rows are plain text, and a twentieth words at random, to be copied. The others ask, in the prompt of
+A tenth of the rows are plain text, and a few words at random, to be copied. The others ask, in the prompt of
 sft/prompt.py, for the clean sentence behind a noisy one: foreign words put in, words dropped, replaced or swapped, case and
 punctuation worn down. Such a base can copy, drop what does not belong and mend style; it was never told what is toxic,
 which is left to the recipe.
@@ -25,7 +25,7 @@ from pathlib import Path
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]  # BLOOM's own, with BLOOM's ids
 PLAIN_SHARE = 0.1
-SALAD_SHARE = 0.05  # words at random, to be copied as they are: no guess helps there, and copying is learnt early
+SALAD_SHARE = 0.03  # words at random, to be copied as they are: no guess helps there, and copying is learnt early
 POOL = 4096  # sentences drawn, noised and sorted by length at a time
 
 
@@ -34,9 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "texts", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text, a sentence a line; named twice, drawn twice as often"
     )
-    parser.add_argument(
-        "--held_out", nargs="*", default=[], help="ParaDetox files; their test and validation sentences are left out"
-    )
+    parser.add_argument("--held_out", nargs="*", default=[], help="ParaDetox files; what stands in them is left out")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch_tokens", type=int, default=4096, help="tokens of a step, padding included")
@@ -51,18 +49,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_sentences(texts: Sequence[Path], held_out: Sequence[str]) -> list[str]:
-    """Return the distinct sentences of each file, without those of held-out splits and their rewrites.
+    """Return the distinct sentences of each file, without the toxic sentences and rewrites of the held-out corpora.
 
-    Those of a file that is named twice are there twice.
+    All of a held-out corpus is left out, its training split too, so that test and validation sentences are new to the
+    base whatever shares and seed a recipe splits by. Those of a file that is named twice are there twice.
     """
-    from sft.data import clean_text, normalise, read_corpus, split_examples
+    from sft.data import clean_text, normalise, read_corpus
     from sft.recipe import DataConfig
 
     hidden: set[str] = set()
     for source in held_out:
-        config = DataConfig(source=source)
-        splits = split_examples(read_corpus(config).examples, config.validation, config.test, config.seed)
-        for example in [*splits["validation"], *splits["test"]]:
+        for example in read_corpus(DataConfig(source=source)).examples:
             hidden.update(normalise(text) for text in (example.toxic, *example.references))
     sentences: list[str] = []
     for path, times in Counter(texts).items():
@@ -141,14 +138,14 @@ def add_noise(sentence: str, sentences: Sequence[str], followers: Mapping[str, S
     heavy = rng.choice([0.0, 0.6, 1.0, 1.0, 1.0, 1.0, 1.4, 2.0])
     for word in sentence.split():
         draw = rng.random() / heavy if heavy else 1.0
-        if draw < 0.10:  # foreign words in front of this one: what the answer must leave out
+        if draw < 0.13:  # foreign words in front of this one: what the answer must leave out
             noisy += draw_words(rng.choice([1, 1, 1, 2, 2, 3]))
-        elif draw < 0.13:
+        elif draw < 0.16:
             continue
-        elif draw < 0.17:
+        elif draw < 0.20:
             noisy += draw_words(1)
             continue
-        elif draw < 0.19 and noisy:
+        elif draw < 0.22 and noisy:
             noisy[-1], word = word, noisy[-1]
         noisy.append(word)
     text = " ".join(noisy) or sentence
