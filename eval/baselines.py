@@ -1,4 +1,4 @@
-"""What an adapter is held against: the toxic input copied, its listed words deleted, and the base without the adapter."""
+"""What an adapter is held against: the input copied, or without its listed words, and the base with and without examples."""
 
 import hashlib
 import re
@@ -11,6 +11,7 @@ from sft.data import Example
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+| ['’](?:t|s|m|d|re|ve|ll)\b)*", re.IGNORECASE)
 SEEN = 0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
 KEPT = 0.3  # most human rewrites that hold it, for each toxic sentence that does; a sentence's rewrites count as one
+SHOTS = 4
 
 
 def normalise_word(word: str) -> str:
@@ -40,6 +41,11 @@ def fit_lexicon(examples: Sequence[Example]) -> tuple[str, ...]:
 
 def hash_lexicon(lexicon: Collection[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest()
+
+
+def choose_shots(examples: Sequence[Example]) -> list[Example]:
+    """Return the examples that a few-shot prompt begins with: chosen by their id, a hash."""
+    return sorted(examples, key=lambda example: example.id)[:SHOTS]
 
 
 def find_listed(text: str, lexicon: Collection[str]) -> list[str]:

@@ -1,19 +1,22 @@
 """Texts -> rewritten texts: batched by length, over all processes, with a fine-tuned model from a run or from the Hub."""
 
+import contextlib
 import gc
+import hashlib
 import itertools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from sft.data import clean_text, tokenise_texts
+from sft.data import Example, clean_text, tokenise_texts
 from sft.hub import explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
 from sft.recipe import InputError, Recipe, load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json
+from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,29 +58,60 @@ class Rewriter:
     tokenizer: "PreTrainedTokenizerBase"
     settings: GenerationSettings
 
-    def rewrite(self, texts: Sequence[str], progress_label: str | None = None) -> list[str]:
+    def rewrite(
+        self,
+        texts: Sequence[str],
+        progress_label: str | None = None,
+        shots: Sequence[Example] = (),
+        journal: Path | None = None,
+    ) -> list[str]:
         """Return a rewrite for each text, in order, on every process; an empty text gives an empty rewrite.
 
-        With `progress_label`, a progress bar of that name is shown on the main process.
         An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt out to
         the processes, so that the same texts share a batch, and its padding, whatever the number of processes.
+
+        Args:
+            texts: of any length; white space in them is made plain.
+            progress_label: shows a progress bar of that name on the main process.
+            shots: solved before each text, with the first of their rewrites.
+            journal: a folder of this call's own, where each batch is kept once it is done: what a killed call has
+                done is not done again.
         """
         from accelerate.utils import gather_object
 
         state = join_processes()
         cleaned = [clean_text(text) for text in texts]
         prompts = {index: format_prompt(text) for index, text in enumerate(cleaned) if text}
-        ids = dict(zip(prompts, tokenise_texts(list(prompts.values()), self.tokenizer), strict=True))
+        solved = self.tokenise_shots(shots)
+        ids = {
+            index: solved + prompt
+            for index, prompt in zip(prompts, tokenise_texts(list(prompts.values()), self.tokenizer), strict=True)
+        }
         order = sorted(ids, key=lambda index: (-len(ids[index]), index))
-        size = self.settings.batch_size
+        size = max(1, self.settings.batch_size // (1 + len(shots)))  # prompts are about that many times as long
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         mine = batches[state.process_index :: state.num_processes]
-        done: list[tuple[int, str]] = []
-        with make_progress(progress_label is not None and state.is_main_process) as progress:
+        done = read_journal(journal)
+        with (
+            make_progress(progress_label is not None and state.is_main_process) as progress,
+            open_journal(journal, state.process_index) as stream,
+        ):
             for batch in progress.track(mine, description=progress_label or ""):
-                done += zip(batch, self.generate_batch([ids[index] for index in batch]), strict=True)
-        rewrites = dict(gather_object(done))
+                if not done.keys() >= set(batch):
+                    answers = dict(zip(batch, self.generate_batch([ids[index] for index in batch]), strict=True))
+                    done |= answers
+                    if stream:
+                        stream.write(json.dumps(answers) + "\n")
+                        stream.flush()
+        rewrites = dict(gather_object(list(done.items())))
         return [rewrites.get(index, "") for index in range(len(texts))]
+
+    def tokenise_shots(self, shots: Sequence[Example]) -> list[int]:
+        """Return the token ids of prompts with their answers, each with its end."""
+        prompts = tokenise_texts([format_prompt(shot.toxic) for shot in shots], self.tokenizer)
+        answers = tokenise_texts([shot.references[0] for shot in shots], self.tokenizer, is_start=False)
+        end = [self.tokenizer.eos_token_id]
+        return [token for pair in zip(prompts, answers, strict=True) for token in (*pair[0], *pair[1], *end)]
 
     def generate_batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Return the trimmed answer to each prompt (lists of token ids, of any lengths)."""
@@ -103,6 +137,30 @@ class Rewriter:
             itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, row) for row in output[:, width:].tolist()
         ]
         return [self.tokenizer.decode(list(answer), skip_special_tokens=True).strip() for answer in answers]
+
+
+def read_journal(folder: Path | None) -> dict[int, str]:
+    """Return the answers that calls with the same journal have kept, by the place of their text."""
+    done: dict[int, str] = {}
+    for path in sorted(folder.glob("*.jsonl")) if folder else ():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # a line that was cut off by a kill is of a batch that is done again
+                done |= {int(index): answer for index, answer in json.loads(line).items()}
+    return done
+
+
+@contextlib.contextmanager
+def open_journal(folder: Path | None, process: int) -> Iterator[TextIO | None]:
+    """Open this process's file in `folder` to append to it."""
+    if folder is None:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{process}.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, text[: text.rfind("\n") + 1])  # without a line that was cut off
+    with path.open("a", encoding="utf-8") as stream:
+        yield stream
 
 
 def make_progress(shown: bool) -> Any:
@@ -189,11 +247,21 @@ def download_adapter(name: str) -> Adapter:
     return Adapter(folder, base, quantization, settings, tokens)
 
 
-def rewrite_texts(adapter: Adapter, texts: Sequence[str], tuned: bool = True) -> tuple[list[str], float]:
-    """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards."""
+def rewrite_texts(
+    adapter: Adapter, texts: Sequence[str], journal: Path, tuned: bool = True, shots: Sequence[Example] = ()
+) -> tuple[list[str], float]:
+    """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards.
+
+    What a killed call with the same arguments has done lies in the folder `journal`, and is not done again.
+    """
+    label = "generating" if tuned else "few-shot base" if shots else "untuned base"
+    weights = adapter.hash_weights() if tuned else None
+    solved = [(shot.toxic, shot.references[0]) for shot in shots]
+    asked = [weights, adapter.base.weights, adapter.quantization, adapter.settings.describe(), TEMPLATE, solved, list(texts)]
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     rewriter = load_rewriter(adapter, tuned)
     begin = time.monotonic()
-    rewrites = rewriter.rewrite(texts, "generating" if tuned else "untuned base")
+    rewrites = rewriter.rewrite(texts, label, shots, journal / name)
     seconds = time.monotonic() - begin
     del rewriter
     gc.collect()

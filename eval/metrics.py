@@ -2,16 +2,21 @@
 
 import importlib.metadata
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eval.baselines import find_listed, hash_lexicon
+from sft.data import normalise
+
+if TYPE_CHECKING:
+    from eval.toxicity import ToxicityModel
 
 References = Sequence[Sequence[str]]  # for each prediction, one or more references
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+KEPT_ENOUGH = 25  # chrF to the source from which on `joint` takes the content as kept
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Score:
     """One metric's value on a whole corpus, and the signature that says exactly how it was computed.
 
     `statistics`, of shape (rows, numbers), is all that the metric keeps of each row: `combine` turns the sum of some
-    rows, of shape (numbers,), into the metric's value on these rows.
+    rows, of shape (numbers,), into the metric's value on these rows. `sentences`, of shape (rows,), is each row's own.
     """
 
     name: str
@@ -27,24 +32,45 @@ class Score:
     signature: str
     statistics: np.ndarray = field(repr=False, compare=False)
     combine: Callable[[np.ndarray], float] = field(repr=False, compare=False)
+    sentences: np.ndarray = field(repr=False, compare=False)
 
+    def select(self, rows: np.ndarray) -> "Score":
+        """Return the score on some of the rows: a mask of shape (rows,), or their indices."""
+        statistics = self.statistics[rows]
+        value = self.combine(statistics.sum(axis=0))
+        return replace(self, value=value, statistics=statistics, sentences=self.sentences[rows])
 
-def score_rows(name: str, signature: str, rows: Sequence[Any], combine: Callable[[np.ndarray], float]) -> Score:
-    statistics = np.array(rows)
-    return Score(name, combine(statistics.sum(axis=0)), signature, statistics, combine)
+    def join(self, starts: Sequence[int], signature: str) -> "Score":
+        """Return the same score with neighbouring rows taken as one: row i is those from starts[i] to starts[i + 1]."""
+        sizes = np.diff([*starts, len(self.statistics)])
+        return replace(
+            self,
+            signature=f"{self.signature}|{signature}",
+            statistics=np.add.reduceat(self.statistics, starts),
+            sentences=np.add.reduceat(self.sentences, starts) / sizes,
+        )
 
 
 def score_mean(name: str, signature: str, values: Sequence[float]) -> Score:
     """Return the score whose value on some rows is the mean of theirs."""
-    return score_rows(name, signature, [(value, 1.0) for value in values], lambda sums: float(sums[0] / sums[1]))
+    statistics = np.array([(value, 1.0) for value in values])
+
+    def combine(sums: np.ndarray) -> float:
+        return float(sums[0] / sums[1])
+
+    return Score(name, combine(statistics.sum(axis=0)), f"{signature}|aggregate:mean", statistics, combine, statistics[:, 0])
 
 
-def score_sacrebleu(name: str, metric: Any, predictions: Sequence[str], references: References) -> Score:
-    # What sacrebleu's own corpus_score and paired tests are made of.
+def score_sacrebleu(name: str, metric: Any, sentence_metric: Any, predictions: Sequence[str], references: References) -> Score:
+    # What sacrebleu's own corpus_score, sentence_score and paired tests are made of.
     rows = metric._extract_corpus_statistics(list(predictions), transpose_references(references))
-    return score_rows(
-        name, str(metric.get_signature()), rows, lambda sums: float(metric._compute_score_from_stats(sums.tolist()).score)
-    )
+    statistics = np.array(rows, dtype=float)
+
+    def combine(sums: np.ndarray) -> float:
+        return float(metric._compute_score_from_stats(sums.tolist()).score)
+
+    sentences = np.array([sentence_metric._compute_score_from_stats(row).score for row in rows])
+    return Score(name, combine(statistics.sum(axis=0)), str(metric.get_signature()), statistics, combine, sentences)
 
 
 def transpose_references(references: References) -> list[list[str | None]]:
@@ -56,51 +82,92 @@ def transpose_references(references: References) -> list[list[str | None]]:
     return [[refs[number] if number < len(refs) else None for refs in references] for number in range(width)]
 
 
-def compute_bleu(predictions: Sequence[str], references: References) -> Score:
-    """Corpus BLEU (Papineni et al. 2002) as sacrebleu computes it by default, against all references; 0 to 100."""
+def compute_bleu(predictions: Sequence[str], references: References, name: str = "bleu", lowercase: bool = False) -> Score:
+    """Corpus BLEU (Papineni et al. 2002) as sacrebleu computes it by default, against all references; 0 to 100.
+
+    A sentence's own BLEU is of the orders that the sentence has (sacrebleu's `effective_order`).
+    """
     from sacrebleu.metrics.bleu import BLEU
 
     # force: no warning that the text looks tokenised; ParaDetox's does.
-    return score_sacrebleu("bleu", BLEU(force=True), predictions, references)
+    metric, sentence = (BLEU(lowercase=lowercase, force=True, effective_order=effective) for effective in (False, True))
+    return score_sacrebleu(name, metric, sentence, predictions, references)
 
 
 def compute_chrf(predictions: Sequence[str], references: References) -> Score:
     """Corpus chrF (Popović 2015) as sacrebleu computes it by default, against the best reference; 0 to 100."""
     from sacrebleu.metrics.chrf import CHRF
 
-    return score_sacrebleu("chrf", CHRF(), predictions, references)
+    return score_sacrebleu("chrf", CHRF(), CHRF(), predictions, references)
 
 
 def compute_rouge(predictions: Sequence[str], references: References) -> list[Score]:
-    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004), each row against its best reference; 0 to 1."""
+    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004), against the best and against the first reference; 0 to 1."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
-    rows = [scorer.score_multi(list(refs), text) for text, refs in zip(predictions, references, strict=True)]
+    rows = [[scorer.score(ref, text) for ref in refs] for text, refs in zip(predictions, references, strict=True)]
     version = importlib.metadata.version("rouge_score")
     return [
         score_mean(
-            name,
-            f"{name}|measure:f|refs:best|stemmer:no|aggregate:mean|version:{version}",
-            [row[name].fmeasure for row in rows],
+            name + suffix,
+            f"{name}|measure:f|refs:{refs}|stemmer:no|version:{version}",
+            [max(score[name].fmeasure for score in row[:most]) for row in rows],
         )
+        for suffix, refs, most in (("", "best", None), ("_first", "first", 1))
         for name in ROUGE_TYPES
     ]
 
 
 def compute_listed(predictions: Sequence[str], lexicon: Collection[str]) -> Score:
     """Share of the predictions that hold a word of the lexicon (see `eval.baselines.fit_lexicon`); 0 to 1, less is better."""
-    signature = f"listed|words:{len(lexicon)}|sha256:{hash_lexicon(lexicon)[:8]}|aggregate:mean"
+    signature = f"listed|words:{len(lexicon)}|sha256:{hash_lexicon(lexicon)[:8]}"
     return score_mean("listed", signature, [float(bool(find_listed(text, lexicon))) for text in predictions])
 
 
-def compute_scores(predictions: Sequence[str], references: References, lexicon: Collection[str]) -> dict[str, Score]:
+def compute_kept(predictions: Sequence[str], sources: Sequence[str]) -> list[Score]:
+    """Return what is kept of the sources, without references.
+
+    `content` is the mean sentence chrF to the source, 0 to 100; `copies` the share of predictions with the source's words
+    (case, punctuation and spacing aside), 0 to 1; `length` the mean ratio of words. None of them is better when higher.
+    """
+    content = compute_chrf(predictions, [[source] for source in sources])
+    pairs = list(zip(predictions, sources, strict=True))
+    return [
+        score_mean("content", f"chrF to the source|{content.signature}", content.sentences.tolist()),
+        score_mean("copies", "copies|same:words", [float(normalise(text) == normalise(source)) for text, source in pairs]),
+        score_mean("length", "length|ratio:words", [len(text.split()) / max(1, len(source.split())) for text, source in pairs]),
+    ]
+
+
+def compute_joint(predictions: Sequence[str], content: Score, model: "ToxicityModel") -> list[Score]:
+    """Return `toxicity`, the mean probability of the fitted classifier, and `joint`; both 0 to 1.
+
+    `joint` is the mean over sentences of (1 - toxicity) x min(1, content / KEPT_ENOUGH): high where a text is not toxic and
+    is still about the same. A copy gains nothing by its content, and a harmless text about something else nothing by
+    its harmlessness. It knows nothing of fluency. `python -m eval.validate` holds it against people.
+    """
+    toxicity = np.array(model.predict(predictions))
+    kept = np.minimum(1, content.sentences / KEPT_ENOUGH)
+    return [
+        score_mean("toxicity", model.signature, toxicity.tolist()),
+        score_mean("joint", f"joint|content:{KEPT_ENOUGH}|{model.signature}", ((1 - toxicity) * kept).tolist()),
+    ]
+
+
+def compute_scores(
+    predictions: Sequence[str],
+    references: References,
+    sources: Sequence[str] | None = None,
+    model: "ToxicityModel | None" = None,
+) -> dict[str, Score]:
     """Return every metric's score by name.
 
     Args:
         predictions: one text a row; an empty one counts as empty.
         references: one or more texts for each row.
-        lexicon: the words that `listed` looks for; without any there is no such score.
+        sources: the toxic sentence of each row; without them there is no score of what is kept.
+        model: fitted on a training split; without it, or without sources, there is no score of toxicity.
 
     Raises:
         ValueError: no rows, numbers of rows that differ, or a row without reference.
@@ -110,8 +177,15 @@ def compute_scores(predictions: Sequence[str], references: References, lexicon: 
             f"expected as many rows of references as predictions, at least one, each with a reference; "
             f"got {len(predictions)} predictions and {len(references)} rows of references"
         )
-    scores = [compute_bleu(predictions, references), compute_chrf(predictions, references)]
+    first = [refs[:1] for refs in references]
+    scores = [compute_bleu(predictions, references), compute_bleu(predictions, first, "bleu_first")]
+    scores += [compute_bleu(predictions, references, "bleu_lower", lowercase=True), compute_chrf(predictions, references)]
     scores += compute_rouge(predictions, references)
-    if lexicon:
-        scores.append(compute_listed(predictions, frozenset(lexicon)))
+    if sources is not None:
+        kept = compute_kept(predictions, sources)
+        scores += kept
+        if model is not None:
+            scores += compute_joint(predictions, kept[0], model)
+            if model.lexicon:
+                scores.append(compute_listed(predictions, model.lexicon))
     return {score.name: score for score in scores}

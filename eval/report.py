@@ -9,65 +9,42 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eval.baselines import delete_listed
 from eval.generate import Adapter
-from eval.metrics import References, Score, compute_scores
+from eval.results import SCHEMA
 from eval.rows import EvalRows
-from eval.stats import LEVEL, RESAMPLES, SEED, Interval, compare, estimate, resample
+from eval.stats import LEVEL, Interval
 from sft.data import count
 from sft.prompt import TEMPLATE
 from sft.run_dir import RunDir, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
 
-LABELS = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "listed": "listed words"}
+# Those of a table; results.json has more.
+LABELS = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "toxicity": "toxicity",
+    "listed": "listed words",
+    "joint": "joint",
+}
+PRINTED = ("bleu", "chrf", "rougeL", "toxicity", "listed", "joint")  # what fits a terminal of 80 columns
+PLOTTED = ("bleu", "chrf", "rougeL", "toxicity", "joint")
+OF_HUNDRED = ("bleu", "chrf")  # on a scale of 0 to 100; the others, of 0 to 1
+LESS_IS_BETTER = ("toxicity", "listed")
 SYSTEMS = {
     "adapter": "this adapter",
+    "human": "people",
     "base": "untuned base",
+    "few_shot": "few-shot base",
     "delete": "listed words cut",
     "copy": "input copied",
 }
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "rouge_score", "numpy")
-SCHEMA = 2
-
-
-def complete_outputs(
-    generated: Mapping[str, list[str]], texts: Sequence[str], lexicon: Sequence[str], baselines: Sequence[str]
-) -> dict[str, list[str]]:
-    """Return each system's outputs, the generated ones and those of the baselines that need no model."""
-    outputs = dict(generated)
-    if "delete" in baselines and lexicon:
-        listed = frozenset(lexicon)
-        outputs["delete"] = [delete_listed(text, listed) for text in texts]
-    if "copy" in baselines:
-        outputs["copy"] = list(texts)
-    return outputs
-
-
-def score_systems(
-    outputs: Mapping[str, Sequence[str]], references: References, lexicon: Sequence[str]
-) -> dict[str, dict[str, Score]]:
-    """Return the scores of each system, on the same rows."""
-    return {name: compute_scores(texts, references, lexicon) for name, texts in outputs.items()}
-
-
-def describe_systems(systems: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """Return `systems` and `differences` of results.json: all with intervals, the latter the adapter's to each baseline."""
-    samples = {system: {name: resample(score) for name, score in scores.items()} for system, scores in systems.items()}
-    return {
-        "systems": {
-            system: {name: {**estimate(it).describe(), "signature": it.score.signature} for name, it in scores.items()}
-            for system, scores in samples.items()
-        },
-        "differences": {
-            system: {name: compare(samples["adapter"][name], it).describe() for name, it in scores.items()}
-            for system, scores in samples.items()
-            if system != "adapter"
-        },
-        "intervals": {"method": "percentile bootstrap over sentences", "level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
-    }
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "rouge_score", "scikit-learn", "numpy")
 
 
 def describe_results(
-    adapter: Adapter, rows: EvalRows, systems: Mapping[str, Mapping[str, Score]], seconds: float, processes: int
+    adapter: Adapter, rows: EvalRows, scores: Mapping[str, Any], accuracy: float | None, seconds: float, processes: int
 ) -> dict[str, Any]:
     """Return the content of results.json: the scores, and all that they are bound to."""
     return {
@@ -80,7 +57,8 @@ def describe_results(
         "prompt": TEMPLATE,
         "data": rows.description,
         "generation": adapter.settings.describe(),
-        **describe_systems(systems),
+        **scores,
+        "toxicity_accuracy": accuracy,
         "generation_seconds": round(seconds, 1),
         "processes": processes,
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -88,15 +66,20 @@ def describe_results(
 
 
 def write_report(
-    run: RunDir, rows: EvalRows, generated: Mapping[str, Sequence[str]], results: Mapping[str, Any], samples: int
+    run: RunDir,
+    rows: EvalRows,
+    generated: Mapping[str, Sequence[str]],
+    sentences: Sequence[Mapping[str, float]],
+    results: Mapping[str, Any],
+    samples: int,
 ) -> None:
     """Write predictions, samples, plots and last results.json, which so never speaks of files that are not there."""
     lines = []
     for index, example in enumerate(rows.examples):
         line: dict[str, Any] = {"id": example.id, "toxic": example.toxic, "references": example.references}
         line["prediction"] = generated["adapter"][index]
-        if "base" in generated:
-            line["base"] = generated["base"][index]
+        line |= {system: texts[index] for system, texts in generated.items() if system != "adapter"}
+        line["scores"] = {name: round(value, 4) for name, value in sentences[index].items()}
         lines.append(line)
     write_json_lines(rows.folder / "predictions.jsonl", lines)
     write_text(rows.folder / "samples.md", format_samples(lines, samples, rows.description["source"]))
@@ -125,8 +108,7 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
     ]
     for line in chosen:
         text += ["", f"- toxic: {escape_markdown(line['toxic'])}", f"- **rewritten: {escape_markdown(line['prediction'])}**"]
-        if "base" in line:
-            text.append(f"- untuned base: {escape_markdown(line['base'])}")
+        text += [f"- {SYSTEMS[name]}: {escape_markdown(line[name])}" for name in ("base", "few_shot") if name in line]
         text += [f"- human: {escape_markdown(reference)}" for reference in line["references"]]
         text += ["", "---"]
     return "\n".join(text) + "\n"
@@ -144,25 +126,64 @@ def format_value(name: str, value: float) -> str:
     """Return a score with the digits that its metric's own tools print."""
     if name == "listed":
         return f"{value:.1%}"
-    return f"{value:.3f}" if name.startswith("rouge") else f"{value:.1f}"
+    return f"{value:.1f}" if name in OF_HUNDRED else f"{value:.3f}"
+
+
+def format_interval(name: str, score: Mapping[str, float], signed: bool = False) -> str:
+    """Return a score or a difference with its interval, such as "61.2 [59.5, 63.0]"."""
+    value = format_value(name, score["value"])
+    sign = "+" if signed and score["value"] > 0 else ""
+    return f"{sign}{value} [{format_value(name, score['low'])}, {format_value(name, score['high'])}]"
+
+
+def name_system(system: str) -> str:
+    """Return a system's label; other systems, such as the runs of a comparison, go by their own names."""
+    return SYSTEMS.get(system, system)
 
 
 def name_metrics(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the labels of the metrics in results.json, by their names."""
-    return {name: LABELS[name] for name in results["systems"]["adapter"]}
+    """Return the labels of the metrics of a table, by their names; those that the results have."""
+    scores = next(iter(results["systems"].values()))
+    return {name: label for name, label in LABELS.items() if name in scores}
+
+
+def describe_differences(results: Mapping[str, Any]) -> list[str]:
+    """Return how far the first system's BLEU is above each other's, such as "BLEU +2.1 [1.3, 2.9] against input copied"."""
+    lines = [describe_difference(results, system) for system in results["differences"]]
+    if "ceiling" in results:
+        ceiling = results["ceiling"]
+        rows = f"on the {count(ceiling['rows'], 'sentence')} with several rewrites, each held against the others"
+        first = next(iter(ceiling["systems"]))
+        bleu = ceiling["systems"][first]["bleu"]["value"]
+        lines.append(f"{describe_difference(ceiling, 'human')}; {rows}, where {name_system(first)} has {bleu:.1f}")
+    return lines
 
 
 def describe_difference(results: Mapping[str, Any], system: str) -> str:
-    """Return how far the adapter's BLEU is above a baseline's, such as "BLEU +2.1 [1.3, 2.9] against input copied"."""
     interval = Interval(**results["differences"][system]["bleu"])
-    text = f"BLEU {interval.value:+.1f} [{interval.low:.1f}, {interval.high:.1f}] against {SYSTEMS[system]}"
-    return text if interval.excludes_zero() else f"{text}: not significant, the interval holds 0"
+    text = f"BLEU {interval.value:+.1f} [{interval.low:.1f}, {interval.high:.1f}] against {name_system(system)}"
+    return text if interval.excludes_zero() else f"{text} (not significant, the interval holds 0)"
+
+
+def print_scores(results: Mapping[str, Any], title: str) -> None:
+    """Print the table of the systems' scores, and the first one's differences to the others."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    labels = {name: label for name, label in name_metrics(results).items() if name in PRINTED}
+    table = Table("", *labels.values(), title=Text(title))
+    for system, scores in results["systems"].items():
+        table.add_row(Text(name_system(system)), *[format_value(name, scores[name]["value"]) for name in labels])
+    console.print(table)
+    for difference in describe_differences(results):
+        console.print(difference, highlight=False, markup=False)
 
 
 def print_results(run: RunDir, folder: Path) -> None:
     """Print an evaluation's score table, three samples, and where everything lies."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console()
@@ -171,12 +192,7 @@ def print_results(run: RunDir, folder: Path) -> None:
     title = f"{data['split'] or 'all'} rows of {data['source']}: {data['rows']:,}"
     if data["rows"] < data["rows_of"]:
         title += f", the first of {data['rows_of']:,}"
-    table = Table("", *name_metrics(results).values(), title=Text(title))
-    for system, scores in results["systems"].items():
-        table.add_row(SYSTEMS[system], *[format_value(name, score["value"]) for name, score in scores.items()])
-    console.print(table)
-    for system in results["differences"]:
-        console.print(describe_difference(results, system), highlight=False)
+    print_scores(results, title)
     if data["left_out_as_seen"]:
         console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
     for line in choose_samples(lines, 3):
@@ -200,8 +216,8 @@ def print_results(run: RunDir, folder: Path) -> None:
 def plot_scores(results: Mapping[str, Any], path: Path) -> None:
     """Draw each system's scores as bars with their intervals, all on the scale of 0 to 100."""
     with draw_figure(path) as axes:
-        systems, labels = results["systems"], name_metrics(results)
-        factors = [1 if name in ("bleu", "chrf") else 100 for name in labels]
+        systems, labels = results["systems"], {name: label for name, label in name_metrics(results).items() if name in PLOTTED}
+        factors = [1 if name in OF_HUNDRED else 100 for name in labels]
         width = 0.8 / len(systems)
         for number, (system, scores) in enumerate(systems.items()):
             heights, lows, highs = (
@@ -217,12 +233,13 @@ def plot_scores(results: Mapping[str, Any], path: Path) -> None:
             bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system], yerr=margins, ecolor="0.3")
             axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
         axes.set_xticks(
-            range(len(labels)), [f"{label}\n(less is better)" if name == "listed" else label for name, label in labels.items()]
+            range(len(labels)),
+            [f"{label}\n(less is better)" if name in LESS_IS_BETTER else label for name, label in labels.items()],
         )
         axes.set(ylim=(0, 112), ylabel=f"score (0 to 100), with {LEVEL} % confidence intervals")
         axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(ncols=len(systems), fontsize=8, loc="upper left")
+        axes.legend(ncols=len(systems), fontsize=7, loc="upper left")
 
 
 def plot_lengths(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

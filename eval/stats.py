@@ -1,5 +1,6 @@
 """Uncertainty: bootstrap confidence intervals over source sentences, and paired differences on the same rows."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from eval.metrics import Score
 RESAMPLES = 1000
 LEVEL = 95  # per cent
 SEED = 0
+BLOCK = 5_000_000  # counts held at a time: 40 MB
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,28 @@ class Resampled:
     values: np.ndarray
 
 
-def resample(score: Score) -> Resampled:
-    """Draw a score's rows with replacement, as often as there are rows, and compute the metric on each draw.
+def resample(scores: Sequence[Score]) -> list[Resampled]:
+    """Draw the rows with replacement, as often as there are rows, and compute each score's metric on each draw.
 
-    The draws are the same for any two scores with the same number of rows: their values pair up.
+    All scores are of the same rows, and share the draws, also with those of another call: their values pair up.
     """
-    rows = len(score.statistics)
-    draws = np.random.default_rng(SEED).integers(rows, size=(RESAMPLES, rows))
-    return Resampled(score, np.array([score.combine(score.statistics[draw].sum(axis=0)) for draw in draws]))
+    rows = len(scores[0].statistics)
+    columns = np.hstack([score.statistics for score in scores])
+    sums = np.vstack([counts @ columns for counts in draw_counts(rows)])
+    borders = np.cumsum([score.statistics.shape[1] for score in scores])[:-1]
+    return [
+        Resampled(score, np.array([score.combine(row) for row in part]))
+        for score, part in zip(scores, np.hsplit(sums, borders), strict=True)
+    ]
+
+
+def draw_counts(rows: int) -> Iterator[np.ndarray]:
+    """Yield how often each row is drawn, in blocks of shape (draws, rows), RESAMPLES draws in all."""
+    generator = np.random.default_rng(SEED)
+    block = max(1, BLOCK // rows)
+    for start in range(0, RESAMPLES, block):
+        draws = generator.integers(rows, size=(min(block, RESAMPLES - start), rows))
+        yield np.array([np.bincount(draw, minlength=rows) for draw in draws], dtype=float)
 
 
 def bound(value: float, values: np.ndarray) -> Interval:

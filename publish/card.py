@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report import LABELS, SYSTEMS, choose_samples, describe_difference, escape_markdown, format_value, name_metrics
+from eval.report import LABELS, SYSTEMS, choose_samples, describe_differences, escape_markdown, format_value, name_metrics
 from sft.data import count
 from sft.prompt import format_prompt
 
@@ -54,13 +54,10 @@ def render_card(facts: CardFacts) -> str:
         environment=facts.environment,
         results=results,
         labels=list(labels.values()),
-        table={
-            SYSTEMS[name]: [format_value(key, score["value"]) for key, score in scores.items()]
-            for name, scores in systems.items()
-        },
-        differences=[describe_difference(results, name) for name in results["differences"]],
+        table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in labels] for name, scores in systems.items()},
+        differences=describe_differences(results),
         intervals=results["intervals"],
-        signatures={LABELS[key]: score["signature"] for key, score in systems["adapter"].items()},
+        signatures={label: systems["adapter"][key]["signature"] for key, label in labels.items()},
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
         samples=choose_samples(facts.predictions, 5),
@@ -79,7 +76,7 @@ def format_setting(value: Any) -> str:
 
 def write_headline(results: Mapping[str, Any]) -> str:
     """Return the result in one sentence, with the best baseline beside it."""
-    bleu = {name: scores["bleu"]["value"] for name, scores in results["systems"].items()}
+    bleu = {name: scores["bleu"]["value"] for name, scores in results["systems"].items() if name != "human"}
     rows = f"{results['data']['rows']:,} held-out sentences"
     text = f"BLEU {bleu.pop('adapter'):.1f} on {rows}"
     if bleu:
@@ -112,7 +109,7 @@ def build_metadata(facts: CardFacts) -> str:
             metric_args={"signature": score["signature"]},
         )
         for key, score in results["systems"]["adapter"].items()
-        if key != "listed"  # no metric that the Hub knows, and one of this run's own word list
+        if key in ("bleu", "chrf", "rouge1", "rouge2", "rougeL")  # the others are of this run's own classifier and words
     ]
     extra = {"base_model_relation": "adapter"} if base["revision"] else {}
     return ModelCardData(

@@ -1,16 +1,17 @@
 """The publish folder: exactly the files that a push would commit, made from a run whose parts belong together."""
 
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from eval.baselines import fit_lexicon
-from eval.report import SCHEMA, complete_outputs, describe_systems, score_systems
+from eval.results import complete_outputs, describe_scores, read_evaluation
 from eval.rows import read_split
+from eval.toxicity import fit_toxicity
 from publish.card import CardFacts, render_card
 from sft.recipe import Recipe, load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines, write_text
+from sft.run_dir import RunDir, RunError, hash_file, read_json, write_text
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
@@ -21,38 +22,37 @@ def read_facts(run: RunDir) -> CardFacts:
     Raises:
         RunError: the test split is not evaluated in full, or the scores are of another adapter, base, data or prompt.
     """
-    evaluate = f"accelerate launch eval/run.py {run.root}"
-    if not (run.eval / "results.json").is_file():
-        raise RunError(f"{run.root}: its whole test split is not evaluated yet. Run: {evaluate}")
-    results, manifest, environment = (
-        read_json(run.eval / "results.json"),
-        read_json(run.manifest),
-        read_json(run.environment),
-    )
-    if results["schema"] != SCHEMA:
-        raise RunError(f"{run.eval / 'results.json'}: made by another version of this project. Evaluate again: {evaluate}")
-    checks = {
-        "another adapter (its SHA-256 differs)": results["adapter"]["sha256"] == hash_file(run.adapter_weights),
-        "another base model": results["base"] == environment["base"],
-        "another prompt": results["prompt"] == manifest["prompt"],
-        "other rows than the run's test split": results["data"]["sha256"] == manifest["splits"]["test"]["sha256"],
-    }
-    for fault, belongs in checks.items():
-        if not belongs:
-            raise RunError(f"{run.eval / 'results.json'}: its scores are of {fault}. Evaluate again: {evaluate}")
+    manifest, environment = read_json(run.manifest), read_json(run.environment)
+    results, predictions = read_evaluation(run)
     if "training" not in environment:
         raise RunError(f"{run.environment}: no record of the training in it; the file was changed after the run.")
     recipe = load_recipe(run.recipe)
-    predictions = read_json_lines(run.eval / "predictions.jsonl")
+    examples = read_split(run, "test")
     generated = {"adapter": [line["prediction"] for line in predictions]}
-    if "base" in predictions[0]:
-        generated["base"] = [line["base"] for line in predictions]
-    lexicon = fit_lexicon(read_split(run, "train"))
-    outputs = complete_outputs(generated, [line["toxic"] for line in predictions], lexicon, tuple(results["systems"]))
-    scores = describe_systems(score_systems(outputs, [line["references"] for line in predictions], lexicon))
-    if any(results[key] != part for key, part in scores.items()):
-        raise RunError(f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl. Evaluate again: {evaluate}")
+    generated |= {name: [line[name] for line in predictions] for name in ("base", "few_shot") if name in predictions[0]}
+    model = fit_toxicity(read_split(run, "train"))
+    outputs = complete_outputs(generated, [example.toxic for example in examples], model, tuple(results["systems"]))
+    scores, sentences = describe_scores(examples, outputs, model, "human" in results["systems"])
+    scores["toxicity_accuracy"] = model.measure_accuracy(read_split(run, "validation"))
+    lines = zip(predictions, sentences, strict=True)
+    same = all(are_close(results.get(key), part) for key, part in scores.items())
+    if not same or not all(are_close(line["scores"], values) for line, values in lines):
+        raise RunError(
+            f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl. "
+            f"Evaluate again: accelerate launch eval/run.py {run.root}"
+        )
     return CardFacts(name_model(recipe, run), recipe.values(), environment, manifest, results, predictions)
+
+
+def are_close(one: Any, other: Any) -> bool:
+    """Say whether two JSON values are the same but for the rounding of their numbers: another machine's may differ in it."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(are_close(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(are_close, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-4)
+    return bool(one == other)
 
 
 def name_model(recipe: Recipe, run: RunDir) -> str:

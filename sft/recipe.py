@@ -139,7 +139,7 @@ def describe(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-BASELINES = ("copy", "delete", "base")
+BASELINES = ("copy", "delete", "base", "few_shot", "human")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,9 @@ class EvalConfig:
     num_beams: int = describe("beams; 1 is greedy", 1)
     max_new_tokens: int | None = describe("longest answer in tokens; null: the longest of the training data", None)
     samples: int = describe("rows in samples.md", 20)
-    baselines: tuple[str, ...] = describe("what is scored beside the adapter: copy, delete, base (untuned)", BASELINES)
+    baselines: tuple[str, ...] = describe(
+        "what is scored beside the adapter, of copy, delete, base, few_shot and human", BASELINES
+    )
 
 
 @dataclass(frozen=True)

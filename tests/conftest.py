@@ -45,8 +45,9 @@ def mini_base(tmp_path_factory: pytest.TempPathFactory, pretrain: ModuleType) ->
     tokenizer = pretrain.train_tokenizer(texts, 1024)
     torch.manual_seed(0)
     config = BloomConfig(
-        vocab_size=len(tokenizer), hidden_size=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3
-    )
+        vocab_size=len(tokenizer), hidden_size=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+        initializer_range=0.3,  # small weights would only repeat the prompt's last token, a line break: empty answers
+    )  # fmt: skip
     BloomForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

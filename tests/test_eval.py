@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import Main, run_python
 
-from eval.baselines import delete_listed, fit_lexicon
+from eval.baselines import choose_shots, delete_listed, fit_lexicon
 from eval.generate import find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.rows import choose_rows, read_split
+from eval.toxicity import fit_toxicity
+from sft.prompt import format_prompt
 from sft.recipe import InputError
 from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, read_json_lines, write_json, write_text
 
@@ -26,18 +28,21 @@ def own_run(mini_run: Path, tmp_path: Path) -> RunDir:
 def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
     results = read_json(mini_run / "eval" / "results.json")
     lines = read_json_lines(mini_run / "eval" / "predictions.jsonl")
+    assert len({line["prediction"] for line in lines}) > len(lines) / 2, "gibberish, but not all the same"
     test = read_json_lines(mini_run / "data" / "test.jsonl")
     assert [(line["toxic"], line["references"]) for line in lines] == [(line["toxic"], line["references"]) for line in test]
     references = [line["references"] for line in lines]
     outputs = {"adapter": [line["prediction"] for line in lines]}
-    lexicon = fit_lexicon(read_split(RunDir(mini_run), "train"))
-    outputs["base"] = [line["base"] for line in lines]
-    outputs["delete"] = [delete_listed(line["toxic"], lexicon) for line in lines]
-    outputs["copy"] = [line["toxic"] for line in lines]
+    train = read_split(RunDir(mini_run), "train")
+    outputs |= {name: [line[name] for line in lines] for name in ("base", "few_shot")}
+    outputs["delete"] = [delete_listed(line["toxic"], fit_lexicon(train)) for line in lines]
+    outputs["copy"] = sources = [line["toxic"] for line in lines]
     assert outputs["delete"] != outputs["copy"]
-    assert results["systems"].keys() == outputs.keys()
+    assert results["systems"].keys() == outputs.keys() | {"human"}
     for system, texts in outputs.items():
-        for name, score in compute_scores(texts, references, lexicon).items():
+        for name, score in compute_scores(texts, references, sources, fit_toxicity(train)).items():
+            if system == "adapter":
+                assert [line["scores"][name] for line in lines] == pytest.approx(score.sentences, abs=1e-4)
             found = results["systems"][system][name]
             assert (found["value"], found["signature"]) == (score.value, score.signature)
             assert found["low"] <= found["value"] <= found["high"]
@@ -67,11 +72,12 @@ def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
 
 def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main) -> None:
     text = own_run.recipe.read_text()
-    write_text(own_run.recipe, text.replace("  - delete\n  - base\n", ""))
+    write_text(own_run.recipe, text.replace("  - delete\n  - base\n  - few_shot\n  - human\n", ""))
     call_main("eval.run", own_run.root, "--limit", 3)
     results = read_json(own_run.eval / "test-first-3" / "results.json")
     assert list(results["systems"]) == ["adapter", "copy"]
     assert list(results["differences"]) == ["copy"]
+    assert "ceiling" not in results
 
 
 def test_results_are_bound_to_adapter_base_and_data(mini_run: Path) -> None:
@@ -268,3 +274,62 @@ def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(mini_run
 
     monkeypatch.setattr(rewriter.model, "generate", generate)
     assert rewriter.generate_batch([[5, 6], [7]]) == ["fine", "a longer answer!"]
+
+
+def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
+    own_run: RunDir, call_main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.generate import Rewriter
+
+    text = own_run.recipe.read_text().replace("  batch_size: 64", "  batch_size: 4")
+    write_text(own_run.recipe, text)
+    generate_batch, batches = Rewriter.generate_batch, []
+
+    def note(self: Rewriter, prompts: list[list[int]]) -> list[str]:
+        batches.append(prompts)
+        return generate_batch(self, prompts)
+
+    monkeypatch.setattr(Rewriter, "generate_batch", note)
+    call_main("eval.run", own_run.root)
+    number = len(batches)
+    batches.clear()
+    whole = {name: (own_run.eval / name).read_bytes() for name in ("predictions.jsonl", "samples.md")}
+    results = read_json(own_run.eval / "results.json")
+    shutil.rmtree(own_run.eval)
+
+    def break_off(self: Rewriter, prompts: list[list[int]]) -> list[str]:
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+        return note(self, prompts)
+
+    monkeypatch.setattr(Rewriter, "generate_batch", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        call_main("eval.run", own_run.root)
+    assert not (own_run.eval / "results.json").exists()
+    journals = list((own_run.eval / "unfinished").glob("*/0.jsonl"))
+    assert sum(len(path.read_text().splitlines()) for path in journals) == 5
+    with max(journals, key=lambda path: path.stat().st_mtime).open("a") as stream:
+        stream.write('{"3": "cut o')  # as a kill leaves it
+
+    monkeypatch.setattr(Rewriter, "generate_batch", note)
+    call_main("eval.run", own_run.root)
+    assert len(batches) == number, "nothing was generated twice"
+    assert whole == {name: (own_run.eval / name).read_bytes() for name in whole}
+    after = read_json(own_run.eval / "results.json")
+    for key in ("created", "generation_seconds"):
+        del results[key], after[key]
+    assert results == after
+    assert not (own_run.eval / "unfinished").exists()
+
+
+def test_few_shot_prompts_are_solved_examples_and_the_text(mini_run: Path) -> None:
+    run = RunDir(mini_run)
+    shots = choose_shots(read_split(run, "train"))
+    assert len(shots) == 4
+    rewriter = load_rewriter(open_adapter(run), tuned=False)
+    ids = rewriter.tokenise_shots(shots)
+    text = "".join(f"{format_prompt(shot.toxic)}{shot.references[0]}</s>" for shot in shots)
+    assert rewriter.tokenizer.decode(ids) == text
+    texts = ["a damn fool", "shut up"]
+    alone = [rewriter.generate_batch([ids + rewriter.tokenizer(format_prompt(text))["input_ids"]])[0] for text in texts]
+    assert rewriter.rewrite(texts, shots=shots) == alone

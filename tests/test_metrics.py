@@ -1,11 +1,14 @@
 """Metrics against the command lines of sacrebleu and rouge_score, to the last printed digit, and against pinned values."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PARADETOX, needs_paradetox, run_python
 
+from eval.baselines import find_listed
 from eval.metrics import compute_scores
 from sft.data import Example, read_corpus
 from sft.recipe import PROJECT, DataConfig
@@ -29,7 +32,7 @@ def corrupt(examples: list[Example]) -> list[str]:
 
 def check_against_command_lines(examples: list[Example], folder: Path) -> None:
     predictions, references = corrupt(examples), [example.references for example in examples]
-    scores = compute_scores(predictions, references, ())
+    scores = compute_scores(predictions, references)
     width = max(map(len, references))
     (folder / "predictions").write_text("".join(text + "\n" for text in predictions))
     names = []
@@ -39,8 +42,14 @@ def check_against_command_lines(examples: list[Example], folder: Path) -> None:
         lines = [refs[number] if number < len(refs) else refs[0] for refs in references]
         names[-1].write_text("".join(line + "\n" for line in lines))
 
-    for metric in ("bleu", "chrf"):
-        command = ["-m", "sacrebleu", *names, "-i", folder / "predictions", "-m", metric, "-w", 10]
+    bleu = [*names, "-m", "bleu"]
+    for metric, arguments in (
+        ("bleu", bleu),
+        ("bleu_first", [names[0], "-m", "bleu"]),
+        ("bleu_lower", [*bleu, "-lc"]),
+        ("chrf", [*names, "-m", "chrf"]),
+    ):
+        command = ["-m", "sacrebleu", *arguments, "-i", folder / "predictions", "-w", 10]
         done = run_python(*command, "-b")
         assert done.returncode == 0, done.stderr
         assert f"{scores[metric].value:.10f}" == done.stdout.strip()
@@ -48,9 +57,12 @@ def check_against_command_lines(examples: list[Example], folder: Path) -> None:
         text = run_python(*command, "-f", "text").stdout
         signature = text.split("|", 2)[2].partition(" = ")[0]
         assert scores[metric].signature.partition("|")[2] == signature
+        sentences = run_python(*command, "-b", "--sentence-level").stdout.split()
+        assert [f"{value:.10f}" for value in scores[metric].sentences] == sentences
 
     # rouge_score's command line knows one reference: the best of its F-measures is the multi-reference score.
     best: dict[str, list[float]] = {}
+    first: dict[str, list[float]] = {}
     for number, name in enumerate(names):
         done = run_python(
             "-m", "rouge_score.rouge", f"--target_filepattern={name}", f"--prediction_filepattern={folder / 'predictions'}",
@@ -64,9 +76,13 @@ def check_against_command_lines(examples: list[Example], folder: Path) -> None:
                         value = float(fields[f"{kind}-F"])
                         best.setdefault(kind, [0.0] * len(references))
                         best[kind][row] = max(best[kind][row], value)
-    for kind, values in best.items():
+                        if number == 0:
+                            first.setdefault(f"{kind}_first", []).append(value)
+    assert len(best) == len(first) == 3
+    for kind, values in (best | first).items():
         # Each of the command line's figures is rounded to six digits.
         assert scores[kind].value == pytest.approx(sum(values) / len(values), abs=6e-7)
+        assert scores[kind].sentences == pytest.approx(values, abs=6e-7)
 
 
 def test_equal_to_the_command_lines_on_the_embedded_corpus(tmp_path: Path) -> None:
@@ -79,27 +95,70 @@ def test_equal_to_the_command_lines_on_real_paradetox(tmp_path: Path) -> None:
     check_against_command_lines(read_corpus(DataConfig(source=str(PARADETOX))).examples[:2000], tmp_path)
 
 
+class Words:
+    """In place of a fitted classifier: toxic is what holds a listed word."""
+
+    lexicon = frozenset({"bad", "rude"})
+    signature = "toxicity|words"
+
+    def predict(self, texts: Sequence[str]) -> list[float]:
+        return [float(bool(find_listed(text, self.lexicon))) for text in texts]
+
+
 def test_pinned_values() -> None:
     predictions = ["that was a bad movie .", "please stop talking", ""]
     references = [["That was a bad movie.", "that was a poor movie ."], ["Please stop talking."], ["nonsense"]]
-    scores = compute_scores(predictions, references, ["bad", "rude"])
+    sources = ["that was a bad movie .", "stop talking you rude man", "rude nonsense"]
+    scores = compute_scores(predictions, references, sources, Words())
     assert {name: round(score.value, 4) for name, score in scores.items()} == {
         "bleu": 63.9315,
+        "bleu_first": 54.9778,
+        "bleu_lower": 80.0737,
         "chrf": 79.108,
         "rouge1": 0.6667,
         "rouge2": 0.6667,
         "rougeL": 0.6667,
+        "rouge1_first": 0.6667,
+        "rouge2_first": 0.6667,
+        "rougeL_first": 0.6667,
+        "content": 49.7285,
+        "copies": 0.3333,
+        "length": 0.5333,
+        "toxicity": 0.3333,
+        "joint": 0.3333,
         "listed": 0.3333,
     }
     assert scores["bleu"].signature == "nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+    assert scores["bleu_first"].signature == "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+    assert scores["bleu_lower"].signature == "nrefs:var|case:lc|eff:no|tok:13a|smooth:exp|version:2.6.0"
     assert scores["listed"].signature == "listed|words:2|sha256:71294fa2|aggregate:mean"
+    assert scores["content"].signature.startswith("chrF to the source|nrefs:1|case:mixed|")
+    assert scores["joint"].sentences.tolist() == [0, 1, 0], "toxic, rewritten, empty"
 
 
 def test_perfect_and_hopeless() -> None:
-    perfect = compute_scores(["a b c d e"], [["x", "a b c d e"]], ())
-    assert [round(score.value, 6) for score in perfect.values()] == [100, 100, 1, 1, 1]
-    hopeless = compute_scores(["", ""], [["a b c d"], ["e f g h"]], ())
-    assert [score.value for score in hopeless.values()] == [0, 0, 0, 0, 0]
+    perfect = compute_scores(["a b c d e"], [["a b c d e", "x"]])
+    assert [round(score.value, 6) for score in perfect.values()] == [100, 100, 100, 100, 1, 1, 1, 1, 1, 1]
+    hopeless = compute_scores(["", ""], [["a b c d"], ["e f g h"]])
+    assert [score.value for score in hopeless.values()] == [0] * 10
+
+
+def test_joint_is_for_what_is_neither_toxic_nor_something_else() -> None:
+    sources = ["what a bad movie that was , i want my money back"] * 4
+    predictions = [sources[0], "what a movie that was , i want my money back", "all is well", ""]
+    joint = compute_scores(predictions, [["x"]] * 4, sources, Words())["joint"].sentences
+    assert joint[0] == joint[3] == 0
+    assert joint[1] == 1
+    assert 0 < joint[2] < 0.5
+
+
+def test_a_part_of_a_score_is_the_score_of_the_part() -> None:
+    predictions, references = ["a b c d", "x y z", "q r s t"], [["a b c e"], ["x y"], ["q r s t"]]
+    whole, part = compute_scores(predictions, references), compute_scores(predictions[1:], references[1:])
+    for name, score in whole.items():
+        assert score.select(np.array([False, True, True])).value == part[name].value
+        assert score.join([0, 1], "two of them").value == pytest.approx(score.value)
+        assert len(score.join([0, 1], "two of them").statistics) == 2
 
 
 @pytest.mark.parametrize(
@@ -109,4 +168,4 @@ def test_perfect_and_hopeless() -> None:
 )
 def test_rows_that_do_not_match(predictions: list[str], references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="expected as many rows of references as predictions"):
-        compute_scores(predictions, references, ())
+        compute_scores(predictions, references)

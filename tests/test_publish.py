@@ -12,7 +12,7 @@ from conftest import Main, run_python
 from publish.card import CardFacts, render_card
 from publish.plan import read_facts, write_publish_folder
 from sft.recipe import load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, read_json, write_json
+from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines, write_json, write_json_lines
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 EVIL = 'a | b <img src=x onerror="alert(1)"> `c` [d](http://e.org) $f$ **g**\n# h'
@@ -112,10 +112,32 @@ def test_results_of_another_version_are_refused(own_run: RunDir) -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [("systems", "copy", "bleu", "value"), ("systems", "base", "listed", "high"), ("differences", "delete", "bleu", "low")],
+    [
+        ("systems", "copy", "bleu", "value"),
+        ("systems", "base", "listed", "high"),
+        ("systems", "human", "joint", "low"),
+        ("differences", "delete", "bleu", "low"),
+        ("ceiling", "systems", "adapter", "bleu", "value"),
+        ("toxicity_accuracy",),
+    ],
 )
 def test_baselines_and_differences_are_held_against_the_predictions_too(own_run: RunDir, keys: tuple[str, ...]) -> None:
     change(own_run.eval / "results.json", *keys, value=1.5)
+    with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
+        write_publish_folder(own_run)
+
+
+def test_predictions_of_other_rows_are_refused(own_run: RunDir) -> None:
+    lines = read_json_lines(own_run.eval / "predictions.jsonl")
+    write_json_lines(own_run.eval / "predictions.jsonl", lines[1:] + lines[:1])
+    with pytest.raises(RunError, match="not the rows of the run's test split"):
+        write_publish_folder(own_run)
+
+
+def test_a_prediction_changed_afterwards_is_refused(own_run: RunDir) -> None:
+    lines = read_json_lines(own_run.eval / "predictions.jsonl")
+    lines[3]["prediction"] = lines[3]["references"][0]
+    write_json_lines(own_run.eval / "predictions.jsonl", lines)
     with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
         write_publish_folder(own_run)
 
@@ -138,7 +160,8 @@ def golden_facts() -> CardFacts:
     rouge["signature"] = "rouge1|measure:f|refs:best|stemmer:no|aggregate:mean|version:0.1.2"
     listed: dict[str, Any] = {"value": 0.0625, "low": 0.05, "high": 0.075}
     listed["signature"] = "listed|words:110|sha256:0|aggregate:mean"
-    scores = {"bleu": bleu, "chrf": bleu, "rouge1": rouge, "rouge2": rouge, "rougeL": rouge, "listed": listed}
+    scores = {"bleu": bleu, "bleu_first": bleu, "chrf": bleu, "rouge1": rouge, "rouge2": rouge, "rougeL": rouge}
+    scores |= {"toxicity": listed, "listed": listed, "joint": rouge}
     copied = {name: score | {"value": score["value"] / 2} for name, score in scores.items()}
     split = {"examples": 591, "references": 930, "sha256": "5" * 64}
     base = {"name": "bigscience/bloom-3b", "revision": "b" * 40, "weights": {}}
@@ -171,7 +194,13 @@ def golden_facts() -> CardFacts:
             "base": base,
             "data": {"source": "s-nlp/paradetox", "revision": "d" * 40, "split": "test", "rows": 591, "sha256": "5" * 64},
             "generation": {"num_beams": 1, "max_new_tokens": 90, "batch_size": 64},
-            "systems": {"adapter": scores, "base": copied, "copy": copied},
+            "systems": {"adapter": scores, "base": copied, "copy": copied, "human": scores},
+            "ceiling": {
+                "rows": 402,
+                "systems": {"adapter": scores, "human": scores},
+                "differences": {"human": {"bleu": {"value": -4.5, "low": -6.25, "high": -3.0}}},
+            },
+            "toxicity_accuracy": 0.9375,
             "differences": {
                 "base": {"bleu": {"value": 30.625, "low": 28.5, "high": 32.75}},
                 "copy": {"bleu": {"value": 30.625, "low": -0.25, "high": 61.5}},

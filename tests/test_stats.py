@@ -16,7 +16,7 @@ DELETED = [delete_listed(text, {"fucking", "shit", "damn", "idiot", "stupid", "h
 
 
 def sample(values: list[float]) -> Resampled:
-    return resample(score_mean("x", "x|aggregate:mean", values))
+    return resample([score_mean("x", "x", values)])[0]
 
 
 def test_interval_of_a_mean_is_the_textbook_one() -> None:
@@ -34,7 +34,7 @@ def test_intervals_agree_with_sacrebleus_bootstrap() -> None:
     streams = [[refs[n] if n < len(refs) else None for refs in REFERENCES] for n in range(max(map(len, REFERENCES)))]
     for metric, ours in ((BLEU(force=True), compute_bleu(COPIES, REFERENCES)), (CHRF(), compute_chrf(COPIES, REFERENCES))):
         theirs = metric.corpus_score(COPIES, streams, n_bootstrap=1000)  # its own name: a mean and half a width
-        interval = estimate(resample(ours))
+        interval = estimate(resample([ours])[0])
         assert ours.value == theirs.score
         assert interval.low < interval.value < interval.high
         assert (interval.high - interval.low) / 2 == pytest.approx(theirs._ci, rel=0.15)
@@ -45,7 +45,7 @@ def test_same_rows_same_interval() -> None:
 
 
 def test_paired_difference_is_narrower_than_its_parts() -> None:
-    deleted, copied = (resample(compute_bleu(texts, REFERENCES)) for texts in (DELETED, COPIES))
+    deleted, copied = resample([compute_bleu(texts, REFERENCES) for texts in (DELETED, COPIES)])
     difference = compare(deleted, copied)
     assert difference.value == pytest.approx(deleted.score.value - copied.score.value)
     assert difference.excludes_zero()
@@ -75,14 +75,22 @@ def test_scores_that_do_not_belong_together() -> None:
     with pytest.raises(ValueError, match=r"only scores of one metric on the same rows .* on 2 rows and .* on 1"):
         compare(sample([1.0, 2.0]), sample([1.0]))
     with pytest.raises(ValueError, match="only scores of one metric"):
-        compare(resample(compute_bleu(COPIES, REFERENCES)), resample(compute_chrf(COPIES, REFERENCES)))
+        compare(*resample([compute_bleu(COPIES, REFERENCES), compute_chrf(COPIES, REFERENCES)]))
 
 
 def test_one_row_and_no_words() -> None:
     for scores in (
-        compute_scores(["a b c d"], [["a b c d"]], ["b"]),
-        compute_scores(["", ""], [["a b c d"], ["e f g h"]], ["a"]),
+        compute_scores(["a b c d"], [["a b c d"]]),
+        compute_scores(["", ""], [["a b c d"], ["e f g h"]]),
     ):
-        for score in scores.values():
-            interval = estimate(resample(score))
+        for resampled in resample(list(scores.values())):
+            interval = estimate(resampled)
             assert interval.low == pytest.approx(interval.value) == pytest.approx(interval.high)
+
+
+def test_draws_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).normal(size=77).tolist()
+    whole = sample(values).values
+    monkeypatch.setattr("eval.stats.BLOCK", 300)
+    assert np.allclose(sample(values).values, whole)
+    assert len(whole) == 1000

@@ -1,0 +1,104 @@
+"""Hold runs against one another: python -m eval.compare RUN_A RUN_B …"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft.data import Example
+from sft.recipe import InputError, parse_count, run_command
+from sft.run_dir import RunDir, open_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.compare",
+        description="Print the scores of evaluated runs on the same test split with 95 %% intervals, the paired difference of "
+        "each two, and the rows where the first two differ most.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="two or more runs with the same test split, evaluated")
+    parser.add_argument("--rows", metavar="N", type=parse_count, default=5, help="rows to show (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    arguments = parser.parse_args()
+    if len(set(arguments.runs)) < max(2, len(arguments.runs)):
+        raise InputError(f"found {' '.join(arguments.runs)}, expected two different runs at least.")
+    comparison = compare_runs([open_run(name) for name in arguments.runs], arguments.rows)
+    if arguments.json:
+        print(json.dumps(comparison, indent=2, ensure_ascii=False))
+    else:
+        print_comparison(comparison)
+
+
+def compare_runs(runs: Sequence[RunDir], rows: int) -> dict[str, Any]:
+    """Return the runs' `systems`, the `differences` of each two (the first above the second), and `rows` that differ most.
+
+    Scores are computed anew from the runs' predictions, toxicity by the classifier of the first run's training split.
+
+    Raises:
+        InputError: a run is not evaluated, or the runs have not the same test split.
+    """
+    from eval.results import describe_systems, read_evaluation, score_systems
+    from eval.rows import read_split
+    from eval.toxicity import fit_toxicity
+
+    evaluations = {str(run.root): read_evaluation(run) for run in runs}
+    (first, (results, lines)), *others = evaluations.items()
+    for name, (other, _) in others:
+        if other["data"]["sha256"] != results["data"]["sha256"]:
+            raise InputError(f"{name}: its test split is not that of {first}: their scores can't be compared.")
+    examples = [Example(line["toxic"], tuple(line["references"])) for line in lines]
+    outputs = {name: [line["prediction"] for line in lines] for name, (_, lines) in evaluations.items()}
+    systems = score_systems(examples, outputs, fit_toxicity(read_split(runs[0], "train")))
+    differences = {
+        f"{one} - {other}": describe_systems({one: systems[one], other: systems[other]})["differences"][other]
+        for one, other in itertools.combinations(outputs, 2)
+    }
+    second = next(iter(dict(others)))
+    gaps = systems[first]["chrf"].sentences - systems[second]["chrf"].sentences
+    most = sorted(range(len(lines)), key=lambda row: (-abs(gaps[row]), row))[:rows]
+    return {
+        "data": results["data"],
+        "systems": describe_systems(systems)["systems"],
+        "differences": differences,
+        "rows": [
+            {
+                "toxic": lines[row]["toxic"],
+                "references": lines[row]["references"],
+                "predictions": {name: texts[row] for name, texts in outputs.items()},
+                "chrf": {name: round(float(systems[name]["chrf"].sentences[row]), 1) for name in outputs},
+            }
+            for row in most
+        ],
+    }
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from eval.report import format_interval, name_metrics
+    from eval.stats import Interval
+
+    console = Console()
+    labels, data = name_metrics(comparison), comparison["data"]
+    table = Table("metric", title=f"{data['rows']:,} rows")
+    for name in (*comparison["systems"], *comparison["differences"]):
+        table.add_column(Text(name))
+    for metric, label in labels.items():
+        cells = [format_interval(metric, scores[metric]) for scores in comparison["systems"].values()]
+        for scores in comparison["differences"].values():
+            noise = "" if Interval(**scores[metric]).excludes_zero() else " (noise)"
+            cells.append(format_interval(metric, scores[metric], signed=True) + noise)
+        table.add_row(label, *cells)
+    console.print(table)
+    console.print("(noise): the interval of the paired difference holds 0.", highlight=False)
+    for row in comparison["rows"]:
+        console.print(Text.assemble(("\ntoxic  ", "dim"), row["toxic"]))
+        for name, text in row["predictions"].items():
+            console.print(Text.assemble((f"{name}  ", "dim"), text, (f"  chrF {row['chrf'][name]}", "dim")))
+
+
+if __name__ == "__main__":
+    run_command(main)

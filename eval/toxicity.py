@@ -1,0 +1,60 @@
+"""A small toxicity classifier, fitted on a training split alone: a stand-in where the field's own models are not at hand."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.baselines import fit_lexicon, split_words
+from sft.data import Example, hash_examples
+
+# Word pairs and letters within words, so that "f ck" and "idiotic" are near to what was seen; of the words alone, as case,
+# punctuation and spacing would tell ParaDetox's sides apart without a look at what is said.
+WORDS, LETTERS = (1, 2), (2, 4)
+STRENGTH = 10.0  # scikit-learn's C: the inverse of the regularisation
+
+
+@dataclass(frozen=True)
+class ToxicityModel:
+    """What a training split knows of toxicity: the list of its words, and a classifier of sentences."""
+
+    lexicon: frozenset[str]
+    signature: str
+    pipeline: Any = field(repr=False, compare=False)
+
+    def predict(self, texts: Sequence[str]) -> list[float]:
+        """Return each text's probability of being toxic; 0 for one without words."""
+        words = [" ".join(split_words(text)) for text in texts]
+        found: list[float] = self.pipeline.predict_proba(words)[:, 1].tolist() if words else []
+        return [probability if text else 0.0 for probability, text in zip(found, words, strict=True)]
+
+    def measure_accuracy(self, examples: Sequence[Example]) -> float | None:
+        """Return the mean of the shares of toxic sentences and of rewrites that are told right; None without examples."""
+        if not examples:
+            return None
+        toxic = self.predict([example.toxic for example in examples])
+        neutral = self.predict([reference for example in examples for reference in example.references])
+        right = sum(p > 0.5 for p in toxic) / len(toxic) + sum(p <= 0.5 for p in neutral) / len(neutral)
+        return right / 2
+
+
+def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
+    """Fit the classifier and the word list: toxic sentences against their rewrites, each sentence's weighing one together."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    texts = [example.toxic for example in examples] + [text for example in examples for text in example.references]
+    labels = [1] * len(examples) + [0] * (len(texts) - len(examples))
+    weights = [1.0] * len(examples) + [1 / len(example.references) for example in examples for _ in example.references]
+    pipeline = make_pipeline(
+        make_union(
+            TfidfVectorizer(ngram_range=WORDS, sublinear_tf=True, min_df=2, token_pattern=r"\S+"),
+            TfidfVectorizer(ngram_range=LETTERS, sublinear_tf=True, min_df=3, analyzer="char_wb"),
+        ),
+        LogisticRegression(C=STRENGTH, solver="liblinear", random_state=0),
+    )
+    pipeline.fit([" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights)
+    version = importlib.metadata.version("scikit-learn")
+    signature = f"toxicity|logistic:words{WORDS}letters{LETTERS}|fitted on:{hash_examples(examples)[:8]}|version:{version}"
+    return ToxicityModel(frozenset(fit_lexicon(examples)), signature.replace(", ", "-"), pipeline)

@@ -1,0 +1,101 @@
+"""The scores' part of results.json: the human ceiling and the slices, against what is counted by hand."""
+
+import dataclasses
+
+import pytest
+
+from eval.metrics import compute_scores
+from eval.results import complete_outputs, describe_scores
+from eval.toxicity import ToxicityModel, fit_toxicity
+from sft.data import Example, read_corpus
+from sft.recipe import PROJECT, DataConfig
+
+ROWS = [
+    Example("shut up you fool", ("Please be quiet.", "Be quiet, please.")),
+    Example("what a load of rubbish that was , i can not believe that i paid for it", ("That was bad.",)),
+    Example("this is a damn good damn day", ("This is a good day.", "What a good day.", "A good day it is.")),
+    Example("they will never learn , will they , as they have no brain at all in there", ("They will not learn.",)),
+]
+OUTPUTS = {"adapter": ["Be quiet.", "That was rubbish.", "this is a good day", ""], "copy": [row.toxic for row in ROWS]}
+
+
+@pytest.fixture(scope="module")
+def model() -> ToxicityModel:
+    fitted = fit_toxicity(read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples)
+    return dataclasses.replace(fitted, lexicon=frozenset({"fool", "damn"}))
+
+
+def test_ceiling_holds_each_rewrite_against_the_others(model: ToxicityModel) -> None:
+    results, _ = describe_scores(ROWS, OUTPUTS, model)
+    ceiling = results["ceiling"]
+    assert ceiling["rows"] == 2
+    human = [text for row in (ROWS[0], ROWS[2]) for text in row.references]
+    others = [["Be quiet, please."], ["Please be quiet."]]
+    others += [["What a good day.", "A good day it is."], ["This is a good day.", "A good day it is."]]
+    others += [["This is a good day.", "What a good day."]]
+    sources = [ROWS[0].toxic] * 2 + [ROWS[2].toxic] * 3
+    for system, texts in {"human": human, "adapter": ["Be quiet."] * 2 + ["this is a good day"] * 3, "copy": sources}.items():
+        for name, score in compute_scores(texts, others, sources, model).items():
+            assert ceiling["systems"][system][name]["value"] == pytest.approx(score.value)
+            assert ceiling["systems"][system][name]["signature"] == f"{score.signature}|each rewrite against the others"
+    assert results["systems"]["human"] == ceiling["systems"]["human"]
+    values = [ceiling["systems"][system]["bleu"]["value"] for system in ("adapter", "human")]
+    assert ceiling["differences"]["human"]["bleu"]["value"] == pytest.approx(values[0] - values[1])
+
+
+def test_rows_with_one_rewrite_each_have_no_ceiling(model: ToxicityModel) -> None:
+    results, _ = describe_scores(ROWS[1:2], {"adapter": ["x"]}, model)
+    assert "ceiling" not in results
+    assert list(results["systems"]) == ["adapter"]
+    results, _ = describe_scores(ROWS, OUTPUTS, model, human=False)
+    assert list(results["systems"]) == ["adapter", "copy"]
+
+
+def test_slices_are_the_scores_of_their_rows(model: ToxicityModel) -> None:
+    results, _ = describe_scores(ROWS, OUTPUTS, model)
+    slices = {(part["by"], part["slice"]): part for part in results["slices"]}
+    rows = {
+        ("rewrites", "1"): [1, 3], ("rewrites", "2"): [0], ("rewrites", "3"): [2],
+        ("words", "below 8"): [0, 2], ("words", "from 15"): [1, 3],
+        ("listed words", "none (implicit toxicity)"): [1, 3], ("listed words", "one"): [0], ("listed words", "several"): [2],
+    }  # fmt: skip
+    assert slices.keys() == rows.keys(), "a slice without rows is left out"
+    for key, part in rows.items():
+        assert slices[key]["rows"] == len(part)
+        for system, texts in OUTPUTS.items():
+            references, sources = [ROWS[row].references for row in part], [ROWS[row].toxic for row in part]
+            scores = compute_scores([texts[row] for row in part], references, sources, model)
+            for name, score in slices[key]["systems"][system].items():
+                assert score["value"] == pytest.approx(scores[name].value)
+                assert score["low"] <= score["value"] + 1e-9
+
+
+def test_sentence_scores_are_the_first_systems(model: ToxicityModel) -> None:
+    _, sentences = describe_scores(ROWS, OUTPUTS, model)
+    assert len(sentences) == len(ROWS)
+    for row, example in enumerate(ROWS):
+        alone = compute_scores([OUTPUTS["adapter"][row]], [example.references], [example.toxic], model)
+        assert sentences[row] == pytest.approx({name: score.sentences[0] for name, score in alone.items()})
+
+
+def test_without_sources_or_model_only_references_are_scored(model: ToxicityModel) -> None:
+    rows = [Example("", row.references) for row in ROWS]
+    results, _ = describe_scores(rows, {"adapter": OUTPUTS["adapter"]}, model)
+    assert {"bleu", "rougeL"} <= results["systems"]["adapter"].keys()
+    assert not {"toxicity", "joint", "content"} & results["systems"]["adapter"].keys()
+    assert {part["by"] for part in results["slices"]} == {"rewrites"}
+    outputs = complete_outputs({"adapter": ["x"]}, ["a damn fool"], None, ("delete", "copy"))
+    assert outputs == {"adapter": ["x"], "copy": ["a damn fool"]}
+
+
+def test_copying_and_cutting_words_never_win_the_joint_score() -> None:
+    """On the corpus that is held out from the classifier: people are above both, and copying is last."""
+    examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples
+    fitted, held_out = fit_toxicity(examples[::2]), examples[1::2]
+    texts = [example.toxic for example in held_out]
+    outputs = complete_outputs({"people": [example.references[0] for example in held_out]}, texts, fitted, ("delete", "copy"))
+    results, _ = describe_scores(held_out, outputs, fitted, human=False)
+    joint = {system: scores["joint"]["value"] for system, scores in results["systems"].items()}
+    assert joint["people"] > joint["delete"] > joint["copy"]
+    assert results["differences"]["copy"]["joint"]["low"] > 0.2
+    assert results["differences"]["delete"]["joint"]["low"] > 0
