@@ -4,12 +4,13 @@ import html
 import importlib.metadata
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from eval.generate import Adapter
+from eval.page import render_page
 from eval.results import SCHEMA
 from eval.rows import EvalRows
 from eval.stats import LEVEL, Interval
@@ -71,9 +72,10 @@ def write_report(
     generated: Mapping[str, Sequence[str]],
     sentences: Sequence[Mapping[str, float]],
     results: Mapping[str, Any],
+    lexicon: Collection[str],
     samples: int,
 ) -> None:
-    """Write predictions, samples, plots and last results.json, which so never speaks of files that are not there."""
+    """Write predictions, samples, plots, page and last results.json, which so never speaks of files that are not there."""
     lines = []
     for index, example in enumerate(rows.examples):
         line: dict[str, Any] = {"id": example.id, "toxic": example.toxic, "references": example.references}
@@ -86,6 +88,9 @@ def write_report(
     plots = find_plots(run, rows.folder)
     plot_scores(results, plots / "scores.png")
     plot_lengths(lines, plots / "lengths.png")
+    chosen = choose_samples(lines, samples)
+    page = render_page(f"{run.root.resolve().name}: evaluation", results, chosen, lexicon, plots)
+    write_text(rows.folder / "report.html", page)
     write_json(rows.folder / "results.json", results)
 
 
@@ -202,6 +207,7 @@ def print_results(run: RunDir, folder: Path) -> None:
         ("scores", folder / "results.json"),
         ("predictions", folder / "predictions.jsonl"),
         ("samples", folder / "samples.md"),
+        ("report", folder / "report.html"),
         ("plots", find_plots(run, folder)),
         ("adapter", run.adapter),
         ("card", run.publish / "README.md"),

@@ -44,6 +44,7 @@ def main() -> None:
     from eval.generate import open_adapter, rewrite_texts
     from eval.report import describe_results, print_results, write_report
     from eval.results import complete_outputs, describe_scores
+    from eval.stress import judge_outputs, list_texts
     from eval.toxicity import fit_toxicity
     from sft.model import join_processes
 
@@ -56,13 +57,15 @@ def main() -> None:
         generated["base"], _ = rewrite_texts(adapter, texts, journal, tuned=False)
     if "few_shot" in settings.baselines:
         generated["few_shot"], _ = rewrite_texts(adapter, texts, journal, tuned=False, shots=choose_shots(train))
+    stressed, _ = rewrite_texts(adapter, list_texts(), journal) if settings.stress else ([], 0)
     if state.is_main_process:
         model = fit_toxicity(train)
         outputs = complete_outputs(generated, texts, model, settings.baselines)
         scores, sentences = describe_scores(rows.examples, outputs, model, "human" in settings.baselines)
         accuracy = model.measure_accuracy(read_split(run, "validation"))
+        scores["stress"] = judge_outputs(stressed) if settings.stress else []
         results = describe_results(adapter, rows, scores, accuracy, seconds, state.num_processes)
-        write_report(run, rows, generated, sentences, results, settings.samples)
+        write_report(run, rows, generated, sentences, results, model.lexicon, settings.samples)
         shutil.rmtree(journal, ignore_errors=True)
         print_results(run, rows.folder)
     state.wait_for_everyone()

@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.results import complete_outputs, describe_scores, read_evaluation
 from eval.rows import read_split
+from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
 from publish.card import CardFacts, render_card
 from sft.recipe import Recipe, load_recipe
@@ -33,6 +34,8 @@ def read_facts(run: RunDir) -> CardFacts:
     model = fit_toxicity(read_split(run, "train"))
     outputs = complete_outputs(generated, [example.toxic for example in examples], model, tuple(results["systems"]))
     scores, sentences = describe_scores(examples, outputs, model, "human" in results["systems"])
+    stressed = [case["output"] for group in results["stress"] for case in group["cases"]]
+    scores["stress"] = judge_outputs(stressed) if stressed else []
     scores["toxicity_accuracy"] = model.measure_accuracy(read_split(run, "validation"))
     lines = zip(predictions, sentences, strict=True)
     same = all(are_close(results.get(key), part) for key, part in scores.items())

@@ -160,6 +160,7 @@ class EvalConfig:
     num_beams: int = describe("beams; 1 is greedy", 1)
     max_new_tokens: int | None = describe("longest answer in tokens; null: the longest of the training data", None)
     samples: int = describe("rows in samples.md", 20)
+    stress: bool = describe("rewrite the inputs of eval/stress.py too: disguised swearing, shouting, clean sentences", True)
     baselines: tuple[str, ...] = describe(
         "what is scored beside the adapter, of copy, delete, base, few_shot and human", BASELINES
     )

@@ -14,7 +14,7 @@ from eval.report import choose_samples, escape_markdown
 from eval.rows import choose_rows, read_split
 from eval.toxicity import fit_toxicity
 from sft.prompt import format_prompt
-from sft.recipe import InputError
+from sft.recipe import PROJECT, InputError
 from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, read_json_lines, write_json, write_text
 
 
@@ -51,6 +51,22 @@ def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
             values = [results["systems"][key][name]["value"] for key in ("adapter", system)]
             assert difference["value"] == pytest.approx(values[0] - values[1])
             assert difference["low"] <= difference["value"] <= difference["high"]
+
+
+def test_results_keep_their_schema(mini_run: Path) -> None:
+    import jsonschema
+
+    schema = read_json(PROJECT / "eval" / "results.schema.json")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    results = read_json(mini_run / "eval" / "results.json")
+    jsonschema.validate(results, schema)
+    for broken in (
+        results | {"schema": 2},
+        results | {"bleu": 0.94},
+        {**results, "systems": {"adapter": {"bleu": {"value": 94}}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema)
 
 
 def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:

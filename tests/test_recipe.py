@@ -126,9 +126,9 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
         ["R:6: eval_strategy: needs validation sentences, and data.validation is 0."],
     ),
     "baseline that is none": (
-        GOOD + "eval:\n  baselines: [copy, human]\n",
+        GOOD + "eval:\n  baselines: [copy, oracle]\n",
         [],
-        ["R:6: eval.baselines: found 'human', expected some of copy, delete, base."],
+        ["R:6: eval.baselines: found 'oracle', expected some of copy, delete, base, few_shot, human."],
     ),
     "repository without owner": (
         GOOD + "publish:\n  repo_id: just-a-name\n",

@@ -1,0 +1,74 @@
+"""An evaluation as one HTML page that needs nothing else: scores, plots, slices, stress and samples."""
+
+import base64
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.baselines import WORD, normalise_word
+
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
+PLOTS = {
+    "scores.png": "Scores of each system, with 95 % confidence intervals",
+    "loss.png": "Loss during training",
+    "lengths.png": "Words of inputs, outputs and human rewrites",
+}
+
+
+def render_page(
+    title: str,
+    results: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    lexicon: Collection[str],
+    plots: Path,
+) -> str:
+    """Return the page. Plots that the folder `plots` has not are left out; listed words are masked until clicked."""
+    import jinja2
+
+    from eval.report import LABELS, describe_differences, format_interval, format_value, name_metrics, name_system
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
+    environment.filters |= {"system": name_system, "words": lambda text: mask_words(text, lexicon)}
+    images = {
+        name: {"title": label, "data": base64.b64encode((plots / name).read_bytes()).decode()}
+        for name, label in PLOTS.items()
+        if (plots / name).is_file()
+    }
+    rows = [dict(sample, changes=find_changes(sample["toxic"], sample["prediction"])) for sample in samples]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        results=results,
+        labels=name_metrics(results),
+        all_labels=LABELS,
+        differences=describe_differences(results),
+        format_interval=format_interval,
+        format_value=format_value,
+        images=list(images.values()),
+        samples=rows,
+    )
+
+
+def find_changes(source: str, output: str) -> list[tuple[str, str]]:
+    """Return the way from one text to the other, word by word: pairs of "same", "out" or "in" and a piece of text."""
+    one, other = source.split(), output.split()
+    changes = []
+    for kind, begin, end, start, stop in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        if kind == "equal":
+            changes.append(("same", " ".join(one[begin:end])))
+            continue
+        if end > begin:
+            changes.append(("out", " ".join(one[begin:end])))
+        if stop > start:
+            changes.append(("in", " ".join(other[start:stop])))
+    return changes
+
+
+def mask_words(text: str, lexicon: Collection[str]) -> list[tuple[str, bool]]:
+    """Return the text in pieces, each with whether it is a listed word."""
+    pieces, place = [], 0
+    for match in WORD.finditer(text):
+        if normalise_word(match[0]) in lexicon:
+            pieces += [(text[place : match.start()], False), (match[0], True)]
+            place = match.end()
+    return [(piece, listed) for piece, listed in [*pieces, (text[place:], False)] if piece]
