@@ -1,6 +1,6 @@
 """Make the embedded base: a small BLOOM, from scratch, from plain text (a sentence a line), by denoising.
 
-    python recipes/bloom-tiny/pretrain.py TEXT… --held_out paradetox.tsv --output_dir recipes/bloom-tiny
+    python recipes/bloom-tiny/pretrain.py TEXT… --corpus paradetox.tsv --output_dir recipes/bloom-tiny
 
 A tenth of the rows are plain text, and a few words at random, to be copied. The others ask, in the prompt of
 sft/prompt.py, for the clean sentence behind a noisy one: foreign words put in, words dropped, replaced or swapped, case and
@@ -14,6 +14,7 @@ Deterministic by seed on one kind of machine. An interrupted run goes on from it
 """
 
 import argparse
+import dataclasses
 import itertools
 import math
 import random
@@ -34,9 +35,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "texts", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text, a sentence a line; named twice, drawn twice as often"
     )
-    parser.add_argument("--held_out", nargs="*", default=[], help="ParaDetox files; what stands in them is left out")
+    parser.add_argument(
+        "--corpus", nargs="*", default=[], type=Path, metavar="FILE",
+        help="ParaDetox files: of the splits of recipes/tiny.yaml, test and validation are left out of all text, and the "
+        "training split's sentences and rewrites are text, too, unpaired",
+    )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch_tokens", type=int, default=4096, help="tokens of a step, padding included")
     parser.add_argument("--learning_rate", type=float, default=4e-3, help="of both optimizers, at its peak")
     parser.add_argument("--hidden_size", type=int, default=256)
@@ -48,24 +53,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_sentences(texts: Sequence[Path], held_out: Sequence[str]) -> list[str]:
-    """Return the distinct sentences of each file, without the toxic sentences and rewrites of the held-out corpora.
+def read_sentences(texts: Sequence[Path], corpora: Sequence[Path]) -> list[str]:
+    """Return the distinct sentences of each text and of each corpus's training split, in no way paired.
 
-    All of a held-out corpus is left out, its training split too, so that test and validation sentences are new to the
-    base whatever shares and seed a recipe splits by. Those of a file that is named twice are there twice.
+    What stands in the validation and test splits of a corpus, as recipes/tiny.yaml splits it, is left out everywhere.
+    The sentences of a file that is named twice are there twice.
     """
-    from sft.data import clean_text, normalise, read_corpus
-    from sft.recipe import DataConfig
+    from sft.data import clean_text, normalise, read_corpus, split_examples
+    from sft.recipe import PROJECT, load_recipe
 
+    config = load_recipe(PROJECT / "recipes" / "tiny.yaml").data
     hidden: set[str] = set()
-    for source in held_out:
-        for example in read_corpus(DataConfig(source=source)).examples:
-            hidden.update(normalise(text) for text in (example.toxic, *example.references))
+    lines = {path: path.read_text(encoding="utf-8").splitlines() for path in texts}
+    for path in corpora:
+        examples = read_corpus(dataclasses.replace(config, source=str(path))).examples
+        splits = split_examples(examples, config.validation, config.test, config.seed)
+        found = {split: [text for example in splits[split] for text in (example.toxic, *example.references)] for split in splits}
+        hidden.update(normalise(text) for split in ("validation", "test") for text in found[split])
+        lines[path] = found["train"]
     sentences: list[str] = []
-    for path, times in Counter(texts).items():
-        lines = [tidy(clean_text(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        kept = list(dict.fromkeys(line for line in lines if line and normalise(line) not in hidden))
-        print(f"{path.name}: {len(kept):,} sentences; {len(lines) - len(kept):,} empty, repeated or held out", flush=True)
+    for path, times in Counter([*texts, *corpora]).items():
+        tidied = [tidy(clean_text(line)) for line in lines[path]]
+        kept = list(dict.fromkeys(line for line in tidied if line and normalise(line) not in hidden))
+        print(f"{path.name}: {len(kept):,} sentences; {len(tidied) - len(kept):,} empty, repeated or held out", flush=True)
         sentences += kept * times
     return sentences
 
@@ -199,7 +209,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from transformers import BloomConfig, BloomForCausalLM
 
-    sentences = read_sentences(arguments.texts, arguments.held_out)
+    sentences = read_sentences(arguments.texts, arguments.corpus)
     tokenizer = train_tokenizer(sentences, arguments.vocab_size)
     _, bos, eos, pad = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS)
     torch.manual_seed(arguments.seed)
