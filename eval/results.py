@@ -11,7 +11,7 @@ from eval.rows import read_split
 from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
 from eval.toxicity import ToxicityModel
 from sft.data import Example
-from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines
+from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
 
 SCHEMA = 3
 SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
@@ -24,7 +24,8 @@ def read_evaluation(run: RunDir) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return results.json and the lines of predictions.jsonl of a run's whole test split, held against the run.
 
     Raises:
-        RunError: the test split is not evaluated in full, or the scores are of another adapter, base, data or prompt.
+        RunError: the test split is not evaluated in full.
+        Refusal: the scores are of another adapter, base, data or prompt.
     """
     evaluate = f"accelerate launch eval/run.py {run.root}"
     if not (run.eval / "results.json").is_file():
@@ -40,10 +41,10 @@ def read_evaluation(run: RunDir) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     }
     for fault, belongs in checks.items():
         if not belongs:
-            raise RunError(f"{run.eval / 'results.json'}: its scores are of {fault}. Evaluate again: {evaluate}")
+            raise Refusal(f"{run.eval / 'results.json'}: its scores are of {fault}. Evaluate again: {evaluate}")
     predictions = read_json_lines(run.eval / "predictions.jsonl")
     if [line["id"] for line in predictions] != [example.id for example in read_split(run, "test")]:
-        raise RunError(f"{run.eval / 'predictions.jsonl'}: not the rows of the run's test split. Evaluate again: {evaluate}")
+        raise Refusal(f"{run.eval / 'predictions.jsonl'}: not the rows of the run's test split. Evaluate again: {evaluate}")
     return results, predictions
 
 

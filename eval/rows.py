@@ -6,7 +6,7 @@ from typing import Any
 
 from sft.data import DataError, Example, count, hash_examples, normalise, read_corpus
 from sft.recipe import DataConfig
-from sft.run_dir import RunDir, RunError, read_json, read_json_lines
+from sft.run_dir import Refusal, RunDir, RunError, read_json, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ def read_split(run: RunDir, split: str) -> list[Example]:
     """Return a split of the run, held against the hash in its manifest.
 
     Raises:
-        RunError: the file was changed after the run wrote it.
+        Refusal: the file was changed after the run wrote it.
     """
     path = run.split(split)
     examples = [Example(line["toxic"], tuple(line["references"])) for line in read_json_lines(path)]
     if hash_examples(examples) != read_json(run.manifest)["splits"][split]["sha256"]:
-        raise RunError(f"{path}: not the {split} split that the run was made with: its hash is not the manifest's.")
+        raise Refusal(f"{path}: not the {split} split that the run was made with: its hash is not the manifest's.")
     return examples
 
 

@@ -1,5 +1,6 @@
 """The model card: facts of a run in, Markdown out. No network, no clock."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 from eval.report import LABELS, SYSTEMS, choose_samples, describe_differences, escape_markdown, format_value, name_metrics
 from sft.data import count
 from sft.prompt import format_prompt
+from sft.run_dir import Refusal
 
+BEGIN = "<!-- generated from here on: what is written above or below is kept -->"
+END = "<!-- generated up to here -->"
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 SETTINGS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "lora_r", "lora_alpha",
@@ -37,13 +41,17 @@ def render_card(facts: CardFacts) -> str:
     """
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
     environment.filters["md"] = escape_markdown
     environment.filters["count"] = count
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     results, publish = facts.results, facts.recipe["publish"]
     systems, labels = results["systems"], name_metrics(results)
     return template.render(
+        begin=BEGIN,
+        end=END,
         metadata=build_metadata(facts),
         title=facts.name,
         headline=write_headline(results),
@@ -124,3 +132,41 @@ def build_metadata(facts: CardFacts) -> str:
         eval_results=evaluations,
         **extra,
     ).to_yaml()
+
+
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """Return a card's metadata and its text."""
+    import yaml
+
+    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text.replace("\r\n", "\n").lstrip("\ufeff"), re.DOTALL)
+    if not match:
+        return {}, text
+    metadata = yaml.safe_load(match[1])
+    return metadata if isinstance(metadata, dict) else {}, text.replace("\r\n", "\n").lstrip("\ufeff")[match.end() :]
+
+
+def merge_card(ours: str, theirs: str) -> str:
+    """Return our card with what a person wrote on theirs: text outside the markers, and metadata keys that we do not set.
+
+    All of a card without markers was written by a person, and comes after the generated part.
+
+    Raises:
+        Refusal: their card has one marker without the other, or their metadata is no YAML.
+    """
+    import yaml
+
+    try:
+        foreign, text = split_card(theirs)
+    except yaml.YAMLError:
+        raise Refusal("README.md on the Hub: its metadata is no YAML. Mend it there, and push again.") from None
+    if (text.count(BEGIN), text.count(END)) not in ((0, 0), (1, 1)) or text.find(BEGIN) > text.find(END):
+        raise Refusal(
+            f"README.md on the Hub: expected both {BEGIN!r} and {END!r} once, in this order, or neither. Mend it there."
+        )
+    before, after = ("", text) if BEGIN not in text else (text.partition(BEGIN)[0], text.partition(END)[2])
+    metadata, generated = split_card(ours)
+    kept = {key: value for key, value in foreign.items() if key not in metadata}
+    head = ours[: ours.index("\n---\n", 4)] if ours.startswith("---\n") else "---"
+    head += f"\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).rstrip()}" if kept else ""
+    parts = (before.strip("\n"), generated.strip("\n"), after.strip("\n"))
+    return head + "\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"

@@ -1,8 +1,10 @@
 """The publish folder: exactly the files that a push would commit, made from a run whose parts belong together."""
 
+import hashlib
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,19 @@ from eval.rows import read_split
 from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
 from publish.card import CardFacts, render_card
-from sft.recipe import Recipe, load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, read_json, write_text
+from publish.scan import find_private
+from sft.recipe import dump_yaml, load_recipe
+from sft.run_dir import Refusal, RunDir, RunError, read_json
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
 
-def read_facts(run: RunDir) -> CardFacts:
-    """Read what the card says, and hold its parts against one another.
+def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
+    """Read what the card says, and hold its parts against one another. `repo_id` goes before the recipe's own.
 
     Raises:
-        RunError: the test split is not evaluated in full, or the scores are of another adapter, base, data or prompt.
+        RunError: the test split is not evaluated in full.
+        Refusal: the scores are of another adapter, base, data or prompt, or not those of the predictions.
     """
     manifest, environment = read_json(run.manifest), read_json(run.environment)
     results, predictions = read_evaluation(run)
@@ -40,11 +44,14 @@ def read_facts(run: RunDir) -> CardFacts:
     lines = zip(predictions, sentences, strict=True)
     same = all(are_close(results.get(key), part) for key, part in scores.items())
     if not same or not all(are_close(line["scores"], values) for line, values in lines):
-        raise RunError(
+        raise Refusal(
             f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl. "
             f"Evaluate again: accelerate launch eval/run.py {run.root}"
         )
-    return CardFacts(name_model(recipe, run), recipe.values(), environment, manifest, results, predictions)
+    values = recipe.values()
+    values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
+    name = (values["publish"]["repo_id"] or run.root.resolve().name).rpartition("/")[2]
+    return CardFacts(name, values, environment, manifest, results, predictions)
 
 
 def are_close(one: Any, other: Any) -> bool:
@@ -58,44 +65,64 @@ def are_close(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def name_model(recipe: Recipe, run: RunDir) -> str:
-    return (recipe.publish.repo_id or run.root.resolve().name).rpartition("/")[2]
+def clean_recipe(run: RunDir) -> str:
+    """Return the run's recipe without what is of this machine alone: of absolute paths the last part is left."""
+    values = load_recipe(run.recipe).values()
+    del values["output_dir"]
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items()}
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return dump_yaml(clean(values))
 
 
-def write_publish_folder(run: RunDir) -> list[Path]:
-    """Make the publish folder anew, complete or not at all; return its files."""
-    facts = read_facts(run)
+def write_publish_folder(run: RunDir, repo_id: str | None = None) -> list[Path]:
+    """Make the publish folder anew, complete or not at all; return its files.
+
+    Raises:
+        Refusal: something in it must not leave this machine; or see `read_facts`.
+    """
+    facts = read_facts(run, repo_id)
     files = {
         run.adapter_config: "adapter_config.json",
         run.adapter_weights: "adapter_model.safetensors",
         run.eval / "results.json": "results.json",
+        run.eval / "samples.md": "samples.md",
     } | {run.plots / name: f"plots/{name}" for name in PLOTS}
     for source in files:
         if not source.is_file():
             raise RunError(f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others.")
+    contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
+    contents |= {name: source.read_bytes() for source, name in files.items()}
+    if found := find_private(contents):
+        raise Refusal("these files hold what must not leave this machine; nothing was written:\n" + "\n".join(found))
     temporary = run.root / ".publish"
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "plots").mkdir(parents=True)
-    write_text(temporary / "README.md", render_card(facts))
-    for source, name in files.items():
-        shutil.copyfile(source, temporary / name)
-        with (temporary / name).open("rb") as stream:
+    for name, content in contents.items():
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            stream.write(content)
             os.fsync(stream.fileno())
     shutil.rmtree(run.publish, ignore_errors=True)
     temporary.replace(run.publish)
-    return sorted(path for path in run.publish.rglob("*") if path.is_file())
+    return [run.publish / name for name in sorted(contents)]
 
 
-def print_plan(run: RunDir, files: list[Path]) -> None:
+def describe_files(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(files.items())
+    ]
+
+
+def print_plan(run: RunDir, files: Mapping[str, bytes]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    publish: Any = load_recipe(run.recipe).publish
-    table = Table("file", "bytes", "sha256", title="what a push would commit")
-    for path in files:
-        table.add_row(str(path.relative_to(run.publish)), f"{path.stat().st_size:,}", hash_file(path)[:16])
-    console.print(table)
-    visibility = "private" if publish.private else "public"
-    console.print(f"to          {publish.repo_id or 'publish.repo_id is not set'}, {visibility}", highlight=False)
-    console.print("Nothing has left this machine.")
+    table = Table("file", "bytes", "sha256", title=f"{run.publish}: what a push commits")
+    for file in describe_files(files):
+        table.add_row(file["name"], f"{file['bytes']:,}", file["sha256"][:16])
+    Console().print(table)

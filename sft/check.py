@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sft.augment import swap_words
 from sft.data import (
     SPLIT_RULE,
     SPLITS,
@@ -74,6 +75,7 @@ class Preflight:
             },
             "leaks": len(find_leaks(self.splits)),
             "max_length": self.recipe.trl["max_length"],
+            "swapped_pairs": len(self.tokens["train"].lengths) - sum(len(e.references) for e in self.splits["train"]),
             "pairs_too_long": {split: self.tokens[split].too_long for split in ("train", "validation")},
             "longest_answer": self.tokens["train"].longest_answer,
             "prompt": TEMPLATE,
@@ -126,7 +128,8 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     tokens: dict[str, TokenRows] = {}
     if splits and tokenizer is not None:
         scored = trl["completion_only_loss"] is not False
-        tokens = {split: tokenise_pairs(splits[split], tokenizer, trl["max_length"], scored) for split in SPLITS}
+        rows = splits | {"train": [*splits["train"], *swap_words(splits["train"], recipe.data.swaps, recipe.data.seed)]}
+        tokens = {split: tokenise_pairs(rows[split], tokenizer, trl["max_length"], scored) for split in SPLITS}
         for split in ("train", "validation"):
             if splits[split] and not tokens[split].rows:
                 message = f"found {trl['max_length']}, and every {split} pair is longer. Expected more tokens."
@@ -222,6 +225,8 @@ def print_preflight(preflight: Preflight) -> None:
             lengths_table.add_row(split, *map(str, figures))
     console.print(table)
     console.print(lengths_table)
+    if swapped := preflight.describe_data()["swapped_pairs"]:
+        console.print(f"data.swaps: {swapped:,} further training pairs with other listed words, within the figures above")
     console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
     console.print(
         f"max_length {recipe.trl['max_length']}: longer pairs are left out of training; an answer is never cut.", highlight=False

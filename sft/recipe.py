@@ -86,7 +86,7 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {
     "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "seed", "data_seed", "dataloader_num_workers",
-    "neftune_noise_alpha", "data.seed", "eval.samples",
+    "neftune_noise_alpha", "data.seed", "data.swaps", "eval.samples",
 }  # fmt: skip
 BELOW_ONE = {"lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2", "data.validation", "data.test"}
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", NoneType: "null", tuple: "list"}
@@ -102,7 +102,9 @@ KIND_NAMES = {
 
 
 class InputError(ValueError):
-    """Bad input: says what was found, what is expected, where, and how to mend it. Commands print it and exit with 2."""
+    """Bad input: says what was found, what is expected, where, and how to mend it. Commands print it and exit with `status`."""
+
+    status = 2
 
 
 class RecipeError(InputError):
@@ -151,6 +153,7 @@ class DataConfig:
     neutral: tuple[str, ...] | None = describe("columns of its rewrites; null: found by ParaDetox's layouts", None)
     validation: float = describe("share of the source sentences for validation", 0.05)
     test: float = describe("share of the source sentences for test", 0.05)
+    swaps: float = describe("further training pairs for each pair, with its rude words swapped for others of the word list", 0.0)
     seed: int = describe("seed of the split; apart from `seed`, so that runs with other seeds share a test split", 0)
 
 
@@ -576,14 +579,19 @@ def parse_count(text: str) -> int:
 
 
 def exit_with(error: InputError) -> NoReturn:
-    """Print a fault on standard error, from the main process alone, and exit with status 2."""
+    """Print a fault on standard error, from the main process alone, and exit with its status.
+
+    A command that was asked for JSON gets it on standard output, too.
+    """
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
-    raise SystemExit(2)
+        if "--json" in sys.argv:
+            print(json.dumps({"error": str(error), "status": error.status}))
+    raise SystemExit(error.status)
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; bad input ends it with one clear message and status 2, without a traceback."""
+    """Run a command's `main`; a fault ends it with one clear message and its status (2: bad input), without a traceback."""
     try:
         main()
     except InputError as error:

@@ -19,6 +19,12 @@ class RunError(InputError):
     """A run directory that is not what a command needs: what was found, and which command mends it."""
 
 
+class Refusal(RunError):
+    """A check found what must be neither believed nor published: commands exit with 3."""
+
+    status = 3
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The paths of one run; see the file tree in the README."""

@@ -18,6 +18,17 @@ SHARED = PROJECT.parent / "shared" / "data"
 PARADETOX = SHARED / "paradetox.tsv"
 TINY = PROJECT / "recipes" / "tiny.yaml"
 
+FAULTS_SEEN: list[tuple[str, ...]] = []  # of tests/test_push.py: call, fault, state of the repository, message
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what became of the repository under each fault of the Hub, if these tests ran."""
+    if FAULTS_SEEN:
+        terminalreporter.section(f"{len(FAULTS_SEEN)} faults of the Hub, and what became of the repository")
+        for row in FAULTS_SEEN:
+            terminalreporter.write_line("{:<30} {:<28} {:<16} {}".format(*row))
+
+
 needs_paradetox = pytest.mark.skipif(
     not PARADETOX.exists(), reason=f"{PARADETOX} is not here (real ParaDetox is not in the repo)"
 )

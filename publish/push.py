@@ -1,0 +1,465 @@
+"""One verified commit to the Hub: what would change, the commit, the proof that it arrived whole, the tag."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from publish.card import merge_card
+from sft.hub import first_line
+from sft.recipe import InputError
+from sft.run_dir import Refusal
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+
+TRIES = 8  # of a call that fails in passing, and of the commit
+WAIT = 1.0  # seconds before the second try; twice as long before each further one
+LONGEST_WAIT = 20.0
+TIMEOUT = 120.0  # seconds without a byte, after which a request counts as lost
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+HEAD_MOVED = 412
+
+
+class HubFailure(InputError):
+    """The Hub failed, or refused: commands exit with 4, and say what state the repository is in."""
+
+    status = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to: a repository with a branch, or a pull request to it, and a tag. `private` None leaves visibility alone."""
+
+    repo_id: str
+    revision: str = "main"
+    private: bool | None = None
+    private_if_new: bool = True
+    pull_request: bool = False
+    tag: str | None = None
+    kind: str = "model"
+    sdk: str | None = None  # of a Space
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A repository at one commit: the hash of each file (SHA-256 of large ones, git's blob id of others), and its card."""
+
+    commit: str | None  # None: there is no such repository, or no such branch
+    exists: bool = False
+    files: Mapping[str, str] | None = None
+    card: str | None = None
+    private: bool | None = None
+    tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    name: str
+    size: int  # bytes
+    state: str  # "new", "changed" or "unchanged"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    commit: str
+    url: str
+    changes: tuple[Change, ...]
+    committed: bool  # False: all of it was there
+
+
+# ------------------------------------------------------------------------------------------------- the Hub's failures
+
+
+def list_errors() -> tuple[type[Exception], ...]:
+    """Return what huggingface_hub raises when the Hub or the way to it fails, or when it gives a torn answer."""
+    return find_transport_error(), OSError, RuntimeError, ValueError
+
+
+def find_transport_error() -> type[Exception]:
+    """Return the error that stands above all others in the HTTP library that huggingface_hub uses."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_status(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error, through the errors that it was raised from."""
+    responses = (getattr(cause, "response", None) for cause in list_causes(error))
+    return next((int(response.status_code) for response in responses if response is not None), None)
+
+
+def is_passing(error: Exception) -> bool:
+    """Say whether trying again may help: the Hub is busy, a connection was cut, an answer was torn."""
+    status = find_status(error)
+    if status is not None:
+        return status in PASSING
+    lost = (find_transport_error(), ConnectionError, TimeoutError, json.JSONDecodeError)
+    return any(isinstance(cause, lost) for cause in list_causes(error))
+
+
+def explain_failure(error: Exception, target: Target) -> str:
+    """Return what failed and what to do, in a line; no token and no header is in it."""
+    status, name = find_status(error), target.repo_id
+    advice = {
+        401: "the Hub does not know the token. Log in with `hf auth login`, or set HF_TOKEN.",
+        402: "the Hub asks for payment for this. See https://huggingface.co/pricing, or publish without it.",
+        403: f"the token may not write to {name}. Expected one with write access to it.",
+        404: f"{name} is not there, or not visible with this token. Check the name, and `hf auth whoami`.",
+        413: "a file is too large for the Hub.",
+        429: "the Hub has had too many requests. Wait some minutes and run the same command again.",
+    }
+    if status is None:
+        if not is_passing(error):
+            return f"{type(error).__name__}: {first_line(error)}"
+        return f"the connection to the Hub failed ({type(error).__name__}). Check the network and run the same command again."
+    if status >= 500:
+        return f"the Hub is failing (HTTP {status}). Run the same command again later."
+    detail = getattr(error, "server_message", None)
+    return advice.get(status) or f"the Hub refused it (HTTP {status}{f': {detail}' if detail else ''})."
+
+
+def wait_between(tries: int = TRIES) -> Iterator[int]:
+    """Yield the number of each try, from 0, and wait longer before each (with jitter: others may be waiting, too)."""
+    for number in range(tries):
+        if number:
+            time.sleep(min(LONGEST_WAIT, WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1.5))
+        yield number
+
+
+def call_again(call: Callable[[], T], tries: int = TRIES) -> T:
+    """Return what `call` returns, trying again while it fails in passing. For calls that may be repeated without harm.
+
+    Raises:
+        Exception: what the last try raised.
+    """
+    for number in wait_between(tries):
+        try:
+            return call()
+        except list_errors() as error:
+            if number == tries - 1 or not is_passing(error):
+                raise
+    raise AssertionError("no try was made")
+
+
+# ---------------------------------------------------------------------------------------------------- reading it
+
+
+def connect(endpoint: str | None = None, token: str | None = None) -> "HfApi":
+    """Return the Hub's client, for the endpoint and the token of the environment or the login; no request waits for ever."""
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils import _http
+
+    def make_client() -> Any:
+        client = _http.default_client_factory()
+        client.timeout = TIMEOUT
+        return client
+
+    set_client_factory(make_client)
+    return HfApi(endpoint=endpoint, token=token)
+
+
+def check_login(api: "HfApi", target: Target) -> None:
+    """Find out whether there is a token that the Hub knows.
+
+    Raises:
+        HubFailure: there is none, or the Hub can't be reached.
+    """
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubFailure("HF_HUB_OFFLINE is set, which forbids every request. Unset it and run the same command again.")
+    if not (api.token or get_token()):
+        raise HubFailure("there is no token. Log in with `hf auth login`, or set HF_TOKEN, with write access. Nothing was sent.")
+    try:
+        call_again(api.whoami)
+    except list_errors() as error:
+        raise HubFailure(f"{explain_failure(error, target)} Nothing was sent.") from None
+
+
+def read_remote(api: "HfApi", target: Target, revision: str | None = None, tries: int = TRIES) -> Remote:
+    """Return the repository at its branch, or at another revision, as it is now."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    where = {"repo_id": target.repo_id, "repo_type": target.kind}
+    try:
+        info = call_again(lambda: api.repo_info(**where), tries)
+    except RepositoryNotFoundError:
+        return Remote(None)
+    refs = call_again(lambda: api.list_repo_refs(**where))
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    try:
+        commit = call_again(lambda: api.repo_info(**where, revision=revision or target.revision)).sha
+    except RevisionNotFoundError:
+        return Remote(None, exists=True, private=info.private, tags=tags)
+    entries = call_again(lambda: list(api.list_repo_tree(**where, revision=commit, recursive=True)))
+    files = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries if isinstance(entry, RepoFile)}
+    card = None
+    if "README.md" in files:
+        path = call_again(lambda: api.hf_hub_download(target.repo_id, "README.md", repo_type=target.kind, revision=commit))
+        card = Path(path).read_text(encoding="utf-8")
+    return Remote(commit, True, files, card, info.private, tags)
+
+
+def is_same(content: bytes, remote_hash: str | None) -> bool:
+    """Say whether a file is the one that the Hub names by its SHA-256 (64 digits) or by git's blob id (40)."""
+    if remote_hash is None or len(remote_hash) == 64:
+        return hashlib.sha256(content).hexdigest() == remote_hash
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote_hash
+
+
+def merge_files(files: Mapping[str, bytes], remote: Remote) -> dict[str, bytes]:
+    """Return the files with the card as it will be on the Hub: what people wrote around the generated part is kept."""
+    merged = dict(files)
+    if remote.card is not None and "README.md" in files:
+        merged["README.md"] = merge_card(files["README.md"].decode(), remote.card).encode()
+    return merged
+
+
+def list_changes(files: Mapping[str, bytes], remote: Remote) -> tuple[Change, ...]:
+    there = remote.files or {}
+    return tuple(
+        Change(name, len(content), "new" if name not in there else "unchanged" if is_same(content, there[name]) else "changed")
+        for name, content in sorted(files.items())
+    )
+
+
+def diff_card(files: Mapping[str, bytes], remote: Remote) -> str:
+    """Return the unified diff from the Hub's card to the one that a push would leave there."""
+    before = (remote.card or "").splitlines(keepends=True)
+    after = files["README.md"].decode().splitlines(keepends=True)
+    return "".join(difflib.unified_diff(before, after, "README.md on the Hub", "README.md of the run"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a push would leave on the Hub, against what is there."""
+
+    files: Mapping[str, bytes]
+    remote: Remote
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for other programs."""
+        changes = [dataclasses.asdict(change) for change in list_changes(self.files, self.remote)]
+        return {"head": self.remote.commit, "changes": changes, "card_diff": diff_card(self.files, self.remote)}
+
+    def print(self, target: Target) -> None:
+        from rich.console import Console
+        from rich.syntax import Syntax
+        from rich.table import Table
+
+        console = Console()
+        table = Table("file", "bytes", "on the Hub", title=f"{target.repo_id}, {target.revision}")
+        for change in list_changes(self.files, self.remote):
+            table.add_row(change.name, f"{change.size:,}", change.state)
+        console.print(table)
+        diff = diff_card(self.files, self.remote)
+        if diff and self.remote.card is not None:
+            console.print(Syntax(diff, "diff", background_color="default", word_wrap=True))
+
+
+def plan_push(api: "HfApi", files: Mapping[str, bytes], target: Target, tries: int = TRIES) -> Plan:
+    """Hold the files against the repository as it is now; with `tries` 1, an unreachable Hub is told at once.
+
+    Raises:
+        HubFailure: the Hub can't be reached, or does not let us read.
+        Refusal: see `check_target`, `merge_card`.
+    """
+    try:
+        remote = read_remote(api, target, tries=tries)
+    except list_errors() as error:
+        raise HubFailure(f"{target.repo_id}: {explain_failure(error, target)} Nothing was sent.") from None
+    plan = Plan(merge_files(files, remote), remote)
+    check_target(target, remote, list_changes(plan.files, remote))
+    return plan
+
+
+def check_target(target: Target, remote: Remote, changes: Sequence[Change]) -> None:
+    """Refuse what a push could not do as asked, before anything is sent.
+
+    Raises:
+        Refusal: the tag is at another commit, or the visibility is not the one that was asked for.
+    """
+    if target.private is not None and remote.private not in (None, target.private):
+        there, wanted = ("private", "public") if remote.private else ("public", "private")
+        raise Refusal(
+            f"{target.repo_id} is {there}, and --{wanted} was asked for. Change it in the repository's settings on the Hub, "
+            "or push without that option. Nothing was sent."
+        )
+    tagged = (remote.tags or {}).get(target.tag or "")
+    if tagged and (tagged != remote.commit or any(change.state != "unchanged" for change in changes)):
+        raise Refusal(
+            f"the tag {target.tag} is at commit {tagged[:12]} of {target.repo_id} already. Choose another. Nothing was sent."
+        )
+
+
+# --------------------------------------------------------------------------------------------------------- writing it
+
+
+def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -> Outcome:
+    """Bring the repository to hold exactly these files beside what else is in it: in one commit, or not at all.
+
+    The commit names the head that it was planned on; where the head has moved, the plan is made anew. Where the outcome
+    of a commit is unknown, the head is read again before anything is sent again. The remote files' hashes are compared
+    with the local ones before the tag is set. The same files a second time change nothing.
+
+    Raises:
+        HubFailure: what failed, what state the repository is in, and what to do.
+        Refusal: see `check_target`.
+    """
+    check_login(api, target)
+    plan_push(api, files, target)
+    mark = f"push {uuid.uuid4()}"  # in the commit's description: by it a commit is known whose answer was lost
+    reached, error = False, None
+    try:
+        for _ in wait_between():
+            remote = read_remote(api, target)
+            landed = find_commit(api, target, mark, files) if remote.exists and (reached or target.pull_request) else None
+            if landed:
+                return finish(api, files, target, landed, remote)
+            merged = merge_files(files, remote)
+            changes = list_changes(merged, remote)
+            if remote.commit and not any(change.state != "unchanged" for change in changes):
+                return finish(api, files, target, remote.commit, remote, committed=False)
+            if remote.commit is None:
+                create_place(api, target, remote)
+                remote = read_remote(api, target)
+                merged = merge_files(files, remote)
+            try:
+                reached = True
+                commit = send_commit(api, merged, target, remote, title, mark)
+            except list_errors() as failure:
+                error = failure
+                if find_status(failure) == HEAD_MOVED:
+                    continue  # nothing has landed, for certain
+                if not is_passing(failure):
+                    raise
+                continue
+            return finish(api, files, target, commit, remote)
+        # The last try's outcome may be unknown, too.
+        remote = read_remote(api, target)
+        landed = find_commit(api, target, mark, files)
+        if landed:
+            return finish(api, files, target, landed, remote)
+    except list_errors() as failure:
+        if isinstance(failure, InputError):
+            raise
+        state = (
+            "Whether the commit landed is not known; run the same command again: it looks first, and sends nothing twice."
+            if reached and is_passing(failure)
+            else "The repository's files are as before."
+        )
+        raise HubFailure(f"{target.repo_id}: {explain_failure(failure, target)} {state}") from None
+    assert error is not None
+    if find_status(error) == HEAD_MOVED:
+        message = f"others committed to it in between, {TRIES} times. Run the same command again when they are done."
+    else:
+        message = explain_failure(error, target)
+    raise HubFailure(f"{target.repo_id}: {message} The repository's files are as before.") from None
+
+
+def create_place(api: "HfApi", target: Target, remote: Remote) -> None:
+    """Create the repository and the branch that are not there yet. Both calls do no harm when repeated."""
+    if not remote.exists:
+        private = target.private if target.private is not None else target.private_if_new
+        call_again(
+            lambda: api.create_repo(target.repo_id, repo_type=target.kind, private=private, exist_ok=True, space_sdk=target.sdk)
+        )
+    if target.revision != "main":
+        call_again(lambda: api.create_branch(target.repo_id, repo_type=target.kind, branch=target.revision, exist_ok=True))
+
+
+def send_commit(api: "HfApi", files: Mapping[str, bytes], target: Target, remote: Remote, title: str, mark: str) -> str:
+    """Send one commit; return its id. It is sent once: whoever calls this finds out what became of a failed one."""
+    from huggingface_hub import CommitOperationAdd
+
+    info = api.create_commit(
+        target.repo_id,
+        [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
+        commit_message=title,
+        commit_description=mark,
+        repo_type=target.kind,
+        revision=target.revision,
+        create_pr=target.pull_request,
+        parent_commit=remote.commit,
+    )
+    return str(info.oid)
+
+
+def find_commit(api: "HfApi", target: Target, mark: str, files: Mapping[str, bytes]) -> str | None:
+    """Return the commit of this push if it landed: by its mark on the branch, or by its files in an open pull request."""
+    where = {"repo_id": target.repo_id, "repo_type": target.kind}
+    if not target.pull_request:
+        commits = call_again(lambda: api.list_repo_commits(**where, revision=target.revision))
+        return next((commit.commit_id for commit in commits if mark in commit.message), None)
+    refs = call_again(lambda: api.list_repo_refs(**where, include_pull_requests=True))
+    still_open = {
+        discussion.git_reference
+        for discussion in call_again(
+            lambda: list(api.get_repo_discussions(**where, discussion_type="pull_request", discussion_status="open"))
+        )
+    }
+    for ref in refs.pull_requests or ():
+        if ref.ref in still_open:
+            remote = read_remote(api, target, ref.ref)
+            if all(change.state == "unchanged" for change in list_changes(merge_files(files, remote), remote)):
+                return ref.target_commit
+    return None
+
+
+def finish(
+    api: "HfApi", files: Mapping[str, bytes], target: Target, commit: str, before: Remote, committed: bool = True
+) -> Outcome:
+    """Compare what is at the commit with the local files, then tag it.
+
+    Raises:
+        HubFailure: a file arrived otherwise than it was sent, or the tag could not be set.
+    """
+    remote = read_remote(api, target, commit)
+    merged = merge_files(files, remote)
+    wrong = [change.name for change in list_changes(merged, remote) if change.state != "unchanged"]
+    if wrong:
+        raise HubFailure(
+            f"{target.repo_id}: commit {commit} is there, but these files are not what was sent: {', '.join(wrong)}. "
+            "It was not tagged. Run the same command again, which sends them anew."
+        )
+    if target.tag and not target.pull_request:
+        set_tag(api, target, commit)
+    url = f"{api.endpoint}/{'' if target.kind == 'model' else f'{target.kind}s/'}{target.repo_id}"
+    return Outcome(commit, f"{url}/commit/{commit}", list_changes(merged, before), committed)
+
+
+def set_tag(api: "HfApi", target: Target, commit: str) -> None:
+    assert target.tag is not None
+    try:
+        call_again(
+            lambda: api.create_tag(target.repo_id, repo_type=target.kind, tag=target.tag or "", revision=commit, exist_ok=True)
+        )
+        refs = call_again(lambda: api.list_repo_refs(target.repo_id, repo_type=target.kind))
+    except list_errors() as error:
+        raise HubFailure(
+            f"{target.repo_id}: commit {commit} is there and complete, but the tag {target.tag} was not set: "
+            f"{explain_failure(error, target)} Run the same command again; it sets the tag alone."
+        ) from None
+    at = {ref.name: ref.target_commit for ref in refs.tags}.get(target.tag)
+    if at != commit:
+        raise HubFailure(
+            f"{target.repo_id}: commit {commit} is there and complete, but another push has set the tag {target.tag} "
+            f"to {str(at)[:12]} in between. Choose another tag."
+        )
