@@ -212,7 +212,7 @@ def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSetti
     return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size)
 
 
-def download_adapter(name: str) -> Adapter:
+def download_adapter(name: str, revision: str | None = None) -> Adapter:
     """Download a published adapter; its results.json says how it was evaluated, and so how it is used.
 
     Raises:
@@ -221,8 +221,8 @@ def download_adapter(name: str) -> Adapter:
     from huggingface_hub import snapshot_download
 
     files = ["adapter_config.json", "adapter_model.safetensors", "results.json"]
-    with explain_errors(name, "run or adapter"):
-        folder = Path(snapshot_download(name, allow_patterns=files))
+    with explain_errors(name, "run or adapter", revision):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     for file in files:
         if not (folder / file).is_file():
             raise RunError(f"{name}: no {file} in this repository. Expected an adapter that this project published.")

@@ -128,8 +128,9 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     tokens: dict[str, TokenRows] = {}
     if splits and tokenizer is not None:
         scored = trl["completion_only_loss"] is not False
-        rows = splits | {"train": [*splits["train"], *swap_words(splits["train"], recipe.data.swaps, recipe.data.seed)]}
-        tokens = {split: tokenise_pairs(rows[split], tokenizer, trl["max_length"], scored) for split in SPLITS}
+        rows = splits | {"train": list_training_examples(splits["train"], recipe)}
+        options = trl["max_length"], scored, recipe.data.cache
+        tokens = {split: tokenise_pairs(rows[split], tokenizer, *options) for split in SPLITS}
         for split in ("train", "validation"):
             if splits[split] and not tokens[split].rows:
                 message = f"found {trl['max_length']}, and every {split} pair is longer. Expected more tokens."
@@ -138,6 +139,11 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
         raise RecipeFaults(faults.lines)
     assert base and corpus and splits and parameters, "a step that failed without a fault"
     return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, parameters)
+
+
+def list_training_examples(train: list[Example], recipe: Recipe) -> list[Example]:
+    """Return what is trained on: the training split, and what `data.swaps` makes of it."""
+    return [*train, *swap_words(train, recipe.data.swaps, recipe.data.seed)]
 
 
 def split_corpus(corpus: Corpus, recipe: Recipe) -> dict[str, list[Example]]:

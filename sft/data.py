@@ -4,6 +4,7 @@ import csv
 import glob
 import hashlib
 import io
+import itertools
 import json
 import re
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.cache import hash_tokenizer, recall
 from sft.hub import explain_errors, first_line
 from sft.prompt import format_prompt
 from sft.recipe import DataConfig, RecipeError, find_path, name_path
@@ -110,21 +112,49 @@ def read_corpus(config: DataConfig) -> Corpus:
     Raises:
         DataError: the source is missing, empty, not UTF-8, lacks a column, or has a broken row.
     """
-    return clean_rows(read_table(config))
+    path, paths, source = find_files(config)
+
+    def read() -> dict[str, Any]:
+        corpus = clean_rows(load_files(path, paths, config, source))
+        return {"examples": [[e.toxic, *e.references] for e in corpus.examples], "counts": corpus.counts}
+
+    key = ["corpus", [*source.files.items()], config.toxic, config.neutral]
+    value = recall(key, read, config.cache)
+    examples = [Example(toxic, tuple(references)) for toxic, *references in value["examples"]]
+    return Corpus(source, examples, value["counts"])
 
 
 def read_table(config: DataConfig) -> Table:
     """Read the toxic and the neutral columns of a Hub data set, a file or a folder, through `datasets`."""
+    path, paths, source = find_files(config)
+    return load_files(path, paths, config, source)
+
+
+def find_files(config: DataConfig) -> tuple[Path, list[Path], Source]:
+    """Return the file or folder that a recipe names (downloaded, where it is on the Hub), its files, and their hashes."""
+    path, name, commit = find_source(config)
+    paths = [path] if path.is_file() else list_files(path, config)
+    return path, paths, Source(name, commit, hash_files(path, paths))
+
+
+def find_source(config: DataConfig) -> tuple[Path, str, str | None]:
+    """Return the path of the data, the name that it is published under, and its commit on the Hub."""
     path = find_path(config.source)
     if path is not None:
-        return load_files(path, config, Source(name_path(path)))
+        return path, name_path(path), None
     if config.source.endswith(SUFFIXES) or config.source.startswith((".", "/", "~")):
         raise DataError(
             f"{config.source}: no such file or folder. Relative paths start at the working directory ({Path.cwd()}).",
             key="data.source",
         )
     folder, commit = download_data_set(config)
-    return load_files(folder, config, Source(config.source, commit))
+    return folder, config.source, commit
+
+
+def hash_files(path: Path, paths: Sequence[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file, by its name in the folder `path`, or by its own where `path` is the file."""
+    root = path.resolve()  # as `datasets` names what it finds in a folder behind a link
+    return {str(p.relative_to(root)) if path.is_dir() else p.name: hash_file(p) for p in paths}
 
 
 def download_data_set(config: DataConfig) -> tuple[Path, str]:
@@ -146,11 +176,10 @@ def download_data_set(config: DataConfig) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def load_files(path: Path, config: DataConfig, source: Source) -> Table:
-    """Read one file, or a folder's files for `config.split`, as `datasets` finds them."""
+def load_files(path: Path, paths: Sequence[Path], config: DataConfig, source: Source) -> Table:
+    """Read the columns of these files of the file or folder `path`."""
     import datasets
 
-    paths = [path] if path.is_file() else list_files(path, config)
     header = check_files(paths)
     toxic, neutral = choose_columns(header, config, paths[0])
     if paths[0].suffix == ".jsonl":
@@ -182,9 +211,9 @@ def load_files(path: Path, config: DataConfig, source: Source) -> Table:
         if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
             raise DataError(f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source")
     rows = [(cells[0] or "", [cell or "" for cell in cells[1:]]) for cells in zip(*columns, strict=True)]
-    root = path.resolve()  # as `datasets` names what it finds in a folder behind a link
-    files = {str(p.relative_to(root)) if path.is_dir() else p.name: hash_file(p) for p in paths}
-    return Table(Source(source.name, source.revision, files), rows)
+    if hash_files(path, paths) != source.files:
+        raise DataError(f"{path}: changed while it was read. Run the command again.", key="data.source")
+    return Table(source, rows)
 
 
 def list_files(folder: Path, config: DataConfig) -> list[Path]:
@@ -518,26 +547,39 @@ def tokenise_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", i
     """Return each text's token ids. A text that spells a special token ("</s>") stays text."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=is_start, split_special_tokens=True)["input_ids"]
+    options = {"add_special_tokens": is_start, "split_special_tokens": True, "return_attention_mask": False}
+    return tokenizer(list(texts), **options)["input_ids"]
 
 
 def tokenise_pairs(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int | None, completion_only: bool = True
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int | None,
+    completion_only: bool = True,
+    cache: bool = False,
 ) -> TokenRows:
     """Return a row for each (sentence, rewrite) pair of at most `max_length` tokens: an answer is never cut.
 
     A row holds `input_ids` and `labels`, two lists of the same length: prompt, answer, EOS. Prompt labels are -100
     (not scored) unless `completion_only` is false. Prompt and answer are tokenised apart, so the prompt has the very
-    tokens it has at generation.
+    tokens it has at generation. With `cache`, what was tokenised before is recalled (see sft/cache.py).
     """
-    pairs = [(example.toxic, reference) for example in examples for reference in example.references]
-    prompts = tokenise_texts([format_prompt(toxic) for toxic, _ in pairs], tokenizer)
-    answers = tokenise_texts([reference for _, reference in pairs], tokenizer, is_start=False)
+
+    def tokenise() -> dict[str, list[list[int]]]:
+        prompts = tokenise_texts([format_prompt(example.toxic) for example in examples], tokenizer)
+        answers = tokenise_texts([text for example in examples for text in example.references], tokenizer, is_start=False)
+        return {"prompts": prompts, "answers": answers}
+
+    key = ["tokens", hash_examples(examples), hash_tokenizer(tokenizer)] if cache else None
+    tokens = recall(key, tokenise, cache)
+    answers = iter(tokens["answers"])
     rows, lengths, longest = [], [], 0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = [*prompt, *answer, tokenizer.eos_token_id]
-        lengths.append(len(ids))
-        if max_length is None or len(ids) <= max_length:
-            longest = max(longest, len(answer) + 1)
-            rows.append({"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :] if completion_only else ids})
+    for example, prompt in zip(examples, tokens["prompts"], strict=True):
+        for answer in itertools.islice(answers, len(example.references)):
+            ids = [*prompt, *answer, tokenizer.eos_token_id]
+            lengths.append(len(ids))
+            if max_length is None or len(ids) <= max_length:
+                longest = max(longest, len(answer) + 1)
+                labels = [-100] * len(prompt) + ids[len(prompt) :] if completion_only else ids
+                rows.append({"input_ids": ids, "labels": labels})
     return TokenRows(rows, lengths, longest)

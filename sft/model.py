@@ -330,5 +330,5 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
         model = PeftModel.from_pretrained(model, str(adapter))
         if on_cpu or config is None:
             model = model.merge_and_unload()
-    model.config.use_cache = True
+    model.config.use_cache = model.generation_config.use_cache = True  # a base saved after its training may say no
     return model.to(device).eval() if on_cpu or config is None else model.eval()

@@ -155,6 +155,7 @@ class DataConfig:
     test: float = describe("share of the source sentences for test", 0.05)
     swaps: float = describe("further training pairs for each pair, with its rude words swapped for others of the word list", 0.0)
     seed: int = describe("seed of the split; apart from `seed`, so that runs with other seeds share a test split", 0)
+    cache: bool = describe("keep what was read and tokenised in the user's cache folder, by content; false: do it anew", True)
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ class HubHandler(BaseHTTPRequestHandler):
             )
             if handler is None:
                 raise Answer(404, f"{self.command} {path}: not a call of this double")
-            result = handler(kind, repo_id, "/".join(rest) or "main")
+            result = handler(kind, repo_id, *(rest if action == "tree" else ["/".join(rest) or "main"]))
         elif match := re.fullmatch(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw_path):
             return self.resolve(KINDS[match[1] or "models"], match[2], unquote(match[3]), unquote(match[4]))
         elif match := re.fullmatch(r"/(?:(?:datasets|spaces)/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
@@ -309,10 +309,13 @@ class HubHandler(BaseHTTPRequestHandler):
 
     get_revision = get_info
 
-    def get_tree(self, kind: str, repo_id: str, revision: str) -> list[dict[str, Any]]:
+    def get_tree(self, kind: str, repo_id: str, revision: str, *folder: str) -> list[dict[str, Any]]:
         repo = self.find_repo(kind, repo_id)
         files = repo.history[self.find_commit(repo, revision)]
-        return [self.describe_file(name, content) for name, content in sorted(files.items())]
+        prefix = "".join(f"{part}/" for part in folder)
+        if prefix and not any(name.startswith(prefix) for name in files):
+            raise Answer(404, f"{prefix} does not exist on {revision}", "EntryNotFound")
+        return [self.describe_file(name, content) for name, content in sorted(files.items()) if name.startswith(prefix)]
 
     def post_paths_info(self, kind: str, repo_id: str, revision: str) -> list[dict[str, Any]]:
         wanted = parse_qs(self.body.decode()).get("paths") or self.read_json()["paths"]

@@ -48,12 +48,27 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert metadata["model-index"][0]["results"][0]["dataset"]["revision"] == served["data"]
 
     # Another machine: an empty cache, the adapter by its name alone, the same answers as the evaluation's.
-    hub.add_repo("model", "me/bloom-detox", root / "publish")
+    done = run_python("-m", "publish.run", root, "--repo_id", "me/bloom-detox", "--push", env=env)
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (root / "eval" / "predictions.jsonl").read_text().splitlines()]
     stdin = "".join(line["toxic"] + "\n" for line in lines)
     done = run_python("-m", "eval.detoxify", "me/bloom-detox", env=hub.environment(tmp_path / "other"), stdin=stdin)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [" ".join(line["prediction"].split()) for line in lines]
+
+    verify = ("-m", "publish.verify", "me/bloom-detox", "--rerun", "--json")
+    done = run_python(*verify, env=hub.environment(tmp_path / "third"))
+    assert done.returncode == 0, done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    assert all(check["holds"] for check in checks)
+    assert {"SHA-256 of the weights", "BLEU on the card", "bleu, evaluated again"} <= {check["what"] for check in checks}
+    repo = hub.repos["model", "me/bloom-detox"]
+    card = repo.files["README.md"].decode()
+    told = metadata["model-index"][0]["results"][0]["metrics"][0]["value"]
+    repo.commit_files("refs/heads/main", repo.files | {"README.md": card.replace(f"value: {told}", "value: 99.5", 1).encode()})
+    done = run_python(*verify, env=hub.environment(tmp_path / "third"))
+    assert done.returncode == 3
+    assert "its card's numbers do not hold: BLEU on the card." in done.stderr
 
 
 def test_weights_that_were_not_evaluated_are_refused(hub: HubDouble, mini_run: Path, call_main: Main, tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
                 }
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
-    model.config.use_cache = True
+    model.config.use_cache = model.generation_config.use_cache = True
     model.to(torch.bfloat16).save_pretrained(arguments.output_dir)
     tokenizer.save_pretrained(arguments.output_dir)
     checkpoint.unlink(missing_ok=True)
