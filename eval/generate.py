@@ -21,7 +21,9 @@ from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-QUANTIZATION_KEYS = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype")
+QUANTIZATION_KEYS = (
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "attn_implementation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -98,17 +98,17 @@ def find_model_conflicts(
     """Yield the faults of a recipe that only its model's config and tokenizer can show."""
     trl = recipe.trl
     if config.model_type == "bloom":
-        for key in ("packing", "padding_free"):
-            if trl[key]:
-                yield RecipeError(
-                    "BLOOM ignores position_ids, so examples packed into one row would read each other without a warning. "
-                    "Expected false.",
-                    key,
-                )
-        if trl["attn_implementation"] not in (None, "eager"):
+        if trl["padding_free"]:
             yield RecipeError(
-                f"found {trl['attn_implementation']!r}, and BLOOM has eager attention only. Expected eager or null.",
-                "attn_implementation",
+                "BLOOM would attend over the whole batch as one row. Expected false; packing: true wastes as little on padding.",
+                "padding_free",
+            )
+        if trl["packing"] and (trl["packing_strategy"] != "bfd" or trl["max_length"] is None):
+            found = f"packing_strategy {trl['packing_strategy']!r} and max_length {trl['max_length']}"
+            yield RecipeError(f"found {found}. BLOOM packs whole examples: expected bfd, and a max_length.", "packing")
+        if trl["attn_implementation"] not in (None, "eager", "sdpa"):
+            yield RecipeError(
+                f"found {trl['attn_implementation']!r}. BLOOM has sdpa (also meant by null) and eager.", "attn_implementation"
             )
         if trl["fp16"] or trl["dtype"] == "float16":
             yield RecipeError(
@@ -164,8 +164,8 @@ def build_model_config(recipe: Recipe) -> "ModelConfig":
     return config
 
 
-def build_sft_config(recipe: Recipe, run: RunDir) -> "SFTConfig":
-    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else.
+def build_sft_config(recipe: Recipe, run: RunDir, packed: bool = False) -> "SFTConfig":
+    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else; `packed` rows are not packed by TRL.
 
     Raises:
         RecipeError: TRL or transformers refuse a combination of values.
@@ -188,6 +188,7 @@ def build_sft_config(recipe: Recipe, run: RunDir) -> "SFTConfig":
         "pad_token": None,
         "eos_token": None,
     }
+    values["packing"] &= not packed
     if not values["packing"]:
         values["dataset_kwargs"] = {"skip_prepare_dataset": True}
     try:
@@ -257,13 +258,18 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
     from trl import get_quantization_config
 
+    from sft.bloom import fuse, read_positions
+
     model_config = build_model_config(recipe)
     quantization = get_quantization_config(model_config)
+    config = load_config(base)
+    is_bloom = config.model_type == "bloom"
     model = AutoModelForCausalLM.from_pretrained(
         base.path,
+        config=config,
         revision=base.revision,
         dtype=model_config.dtype,
-        attn_implementation=model_config.attn_implementation,
+        attn_implementation=None if is_bloom else model_config.attn_implementation,
         quantization_config=quantization,
         device_map={"": join_processes(recipe.trl["use_cpu"]).device} if quantization else None,
     )
@@ -273,6 +279,10 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
+    if is_bloom and model_config.attn_implementation != "eager" and not fuse(model):
+        print(f"{base.name}: slow_but_exact, so eager attention in place of the fused one")
+    if is_bloom and recipe.trl["packing"]:
+        read_positions(model)
     return model
 
 
@@ -307,15 +317,20 @@ def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
 def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
     """Load a base for generation, with an adapter, or without one as it was before the training.
 
-    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant` and `dtype`, as
-    in the recipe. On a CPU the quantised weights are then turned back into float32 and the adapter is merged into them:
-    the same values as in training, and generation need not dequantise each weight for each token.
+    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`, `dtype` and
+    `attn_implementation` (absent from older results.json), as in the recipe. On a CPU the quantised weights are
+    then turned back into float32 and the adapter is merged into them: the same values as in training, and generation
+    need not dequantise each weight for each token.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig, get_quantization_config
 
+    from sft.bloom import fuse
+
     config = get_quantization_config(ModelConfig(**quantization))
+    attention = quantization.get("attn_implementation")
+    is_bloom = load_config(base).model_type == "bloom"
     on_cpu = device.type == "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         base.path,
@@ -323,7 +338,10 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
         dtype="float32" if on_cpu and config is None else quantization["dtype"],
         quantization_config=config,
         device_map={"": device} if config is not None else None,
+        attn_implementation=None if is_bloom else attention,
     )
+    if is_bloom and attention != "eager":
+        fuse(model)
     if on_cpu and config is not None:
         model = model.dequantize().float()
     if adapter is not None:

@@ -24,8 +24,9 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl import SFTTrainer, get_peft_config
+from trl import SFTTrainer, get_peft_config, pack_dataset
 from trl.kernels.chunked_logprob import _use_triton as use_triton
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft.check import Preflight
 from sft.data import SPLITS
@@ -230,24 +231,38 @@ def score_labelled_positions() -> None:
     trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or use_triton(device)
 
 
+def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> Dataset:
+    """Put several rows into one of at most `max_length` tokens; `seq_lengths` says where each ends.
+
+    Their first tokens are not scored: a model never predicts them from what stands before.
+    """
+    starts = [{"input_ids": row["input_ids"], "labels": [-100, *row["labels"][1:]]} for row in rows]
+    return pack_dataset(Dataset.from_list(starts), max_length, "bfd")
+
+
 def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None) -> Trainer:
     """Return the trainer, for rows that are tokenised already."""
     evaluates = preflight.recipe.trl["eval_strategy"] != "no"
-    config = build_sft_config(preflight.recipe, run)
+    packed = preflight.recipe.trl["packing"] and preflight.config.model_type == "bloom"
+    config = build_sft_config(preflight.recipe, run, packed)
     config.eval_on_start = config.eval_on_start and checkpoint is None
     # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
+    rows = preflight.tokens["train"].rows
     trainer = Trainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(preflight.tokens["train"].rows),
+        train_dataset=pack_rows(rows, config.max_length) if packed else Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(preflight.tokens["validation"].rows) if evaluates else None,
         processing_class=preflight.tokenizer,
+        data_collator=DataCollatorForLanguageModeling(preflight.tokenizer.pad_token_id, return_position_ids=True)
+        if packed
+        else None,
         peft_config=get_peft_config(build_model_config(preflight.recipe)),
     )
     score_labelled_positions()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLog(run))
+    trainer.add_callback(ProgressLog(run, len(rows) / len(trainer.train_dataset)))
     return trainer
 
 
@@ -259,8 +274,9 @@ class ProgressLog(TrainerCallback):
     `learning_rate`, `grad_norm`, …, or `eval_loss`. All of them count on after an interruption. The last line sums up.
     """
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, samples_per_row: float) -> None:
         self.run = run
+        self.samples_per_row = samples_per_row
         self.console = Console()
         columns = (
             TextColumn("training"),
@@ -309,7 +325,7 @@ class ProgressLog(TrainerCallback):
 
     def start_line(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        speed = state.global_step * batch / self.train_seconds if self.train_seconds else 0.0
+        speed = state.global_step * batch * self.samples_per_row / self.train_seconds if self.train_seconds else 0.0
         return {
             "step": state.global_step,
             "epoch": state.epoch,

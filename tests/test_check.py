@@ -19,25 +19,25 @@ def find_faults(*words: object) -> list[str]:
 
 
 def test_faults_of_recipe_data_and_model_are_told_together(mini_base: Path, tmp_path: Path) -> None:
-    words = ["--model_name_or_path", mini_base, "--data.source", tmp_path / "none.tsv", "--lora_q", 3, "--packing"]
+    words = ["--model_name_or_path", mini_base, "--data.source", tmp_path / "none.tsv", "--lora_q", 3, "--padding_free"]
     lines = find_faults(*words, "--lora_target_modules", "q_proj")
-    assert [line.partition(":")[0] for line in lines] == ["--lora_q", "--data.source", "--packing", "--lora_target_modules"]
+    assert [line.partition(":")[0] for line in lines] == ["--lora_q", "--data.source", "--padding_free", "--lora_target_modules"]
 
 
 BROKEN = {
     "packing": (
-        ["--packing", "true"],
-        "--packing: BLOOM ignores position_ids, so examples packed into one row would read each other without a warning. "
-        "Expected false.",
+        ["--packing", "true", "--packing_strategy", "wrapped"],
+        "--packing: found packing_strategy 'wrapped' and max_length 160. BLOOM packs whole examples: "
+        "expected bfd, and a max_length.",
     ),
     "padding-free": (
         ["--padding_free", "true"],
-        "--padding_free: BLOOM ignores position_ids, so examples packed into one row would read each other without a warning. "
-        "Expected false.",
+        "--padding_free: BLOOM would attend over the whole batch as one row. Expected false; "
+        "packing: true wastes as little on padding.",
     ),
     "attention": (
-        ["--attn_implementation", "sdpa"],
-        "--attn_implementation: found 'sdpa', and BLOOM has eager attention only. Expected eager or null.",
+        ["--attn_implementation", "flash_attention_2"],
+        "--attn_implementation: found 'flash_attention_2'. BLOOM has sdpa (also meant by null) and eager.",
     ),
     "float16": (
         ["--dtype", "float16"],

@@ -126,7 +126,7 @@ def train_report(job: dict[str, Any], clock: Any) -> None:
     from sft.model import build_model_config, load_base, load_tokenizer, resolve_base
     from sft.recipe import load_recipe
 
-    recipe = load_recipe(job["arguments"][0], job["arguments"][1:])
+    recipe = load_recipe(job["arguments"][0], [*job["arguments"][1:], "--attn_implementation", "eager"])
     trl = recipe.trl
     base = resolve_base(trl["model_name_or_path"])
     pad = load_tokenizer(base, trl["pad_token"], trl["eos_token"]).pad_token_id

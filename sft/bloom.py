@@ -1,0 +1,113 @@
+"""BLOOM with fused attention and activation, and with several examples in one row: equal to the plain one but for rounding.
+
+transformers has BLOOM with eager attention alone, which ignores `position_ids`. Here its modules change their class in
+place, so that names, weights and LoRA targets stay as they are.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.models.bloom.modeling_bloom import BloomAttention, BloomMLP, BloomModel, build_alibi_tensor, dropout_add
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class SharedBias:
+    """The sum of ALiBi and mask, made once a forward pass instead of once a layer."""
+
+    def __init__(self) -> None:
+        self.parts: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.bias = torch.empty(0)
+
+    def add(self, alibi: torch.Tensor, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+        """Return (batch, heads, queries or 1, keys) from ALiBi (batch * heads, 1, keys) and mask (batch, 1, queries, keys)."""
+        if self.parts is None or self.parts[0] is not alibi or self.parts[1] is not mask or self.bias.dtype != query.dtype:
+            bias = alibi.view(query.shape[0], query.shape[1], 1, -1)
+            bias = bias if mask is None else bias + mask
+            # A float32 mask's lowest value is -inf in bfloat16, and a row that is all -inf has no softmax.
+            self.bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
+            self.parts = alibi, mask
+        return self.bias
+
+
+class FusedBloomAttention(BloomAttention):
+    """BLOOM's attention through PyTorch's `scaled_dot_product_attention`, with ALiBi (Press et al., 2022) as its bias."""
+
+    shared: SharedBias
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor,
+        alibi: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        layer_past: Any = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See BloomAttention.forward: hidden states and residual are (batch, queries, hidden size)."""
+        if output_attentions:  # which a fused kernel never has
+            options = {"layer_past": layer_past, "use_cache": use_cache, "output_attentions": True} | kwargs
+            return super().forward(hidden_states, residual, alibi, attention_mask, **options)
+        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        if layer_past is not None:
+            key, value = layer_past.update(key, value, self.layer_idx)
+        dropout = self.attention_dropout.p if self.training else 0.0
+        bias = self.shared.add(alibi, attention_mask, query)
+        context = nn.functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=self.inv_norm_factor)
+        output = self.dense(context.transpose(1, 2).flatten(2))
+        return dropout_add(output, residual, self.hidden_dropout, self.training), None
+
+
+class PackedBloomModel(BloomModel):
+    """BLOOM that reads `position_ids`: a token sees its own example alone, and ALiBi counts from that example's start.
+
+    Each 0 in the position_ids (batch, tokens) begins an example; padding is all zeros, and sees itself.
+    """
+
+    positions: torch.Tensor | None = None
+
+    def build_alibi_tensor(self, attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+        if self.positions is None:
+            return super().build_alibi_tensor(attention_mask, num_heads, dtype)
+        slopes = build_alibi_tensor(self.positions.new_ones(1, 2), num_heads, torch.float32)[:, 0, 1]
+        alibi = slopes[None, :, None] * self.positions[:, None, :]
+        return alibi.reshape(-1, 1, self.positions.shape[1]).to(dtype)
+
+    def forward(self, *args: Any, position_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """See BloomModel.forward."""
+        if position_ids is None:
+            return super().forward(*args, **kwargs)
+        example = (position_ids == 0).cumsum(-1)
+        same = example[:, None, :, None] == example[:, None, None, :]
+        mask = torch.zeros(same.shape, device=same.device).masked_fill_(~same.tril(), torch.finfo(torch.float32).min)
+        self.positions = position_ids
+        try:
+            return super().forward(*args, **kwargs | {"attention_mask": mask})
+        finally:
+            self.positions = None
+
+
+def fuse(model: "PreTrainedModel") -> bool:
+    """Give a BLOOM fused attention and activation, in place; return whether it could be done.
+
+    It can't for `slow_but_exact`, which computes in slices as the first training of BLOOM did.
+    """
+    if model.config.model_type != "bloom" or model.config.slow_but_exact:
+        return False
+    shared = SharedBias()
+    for module in model.modules():
+        if isinstance(module, BloomAttention):
+            module.__class__ = FusedBloomAttention
+            module.shared = shared
+        elif isinstance(module, BloomMLP):
+            module.gelu_impl = nn.GELU(approximate="tanh")
+    return True
+
+
+def read_positions(model: "PreTrainedModel") -> None:
+    """Have a BLOOM keep the examples of a packed row apart, in place."""
+    model.base_model.__class__ = PackedBloomModel

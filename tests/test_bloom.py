@@ -1,0 +1,172 @@
+"""BLOOM's fused attention and its packed rows against the plain model: the same numbers but for rounding."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Main
+from transformers import BloomConfig, BloomForCausalLM
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from sft.bloom import FusedBloomAttention, fuse, read_positions
+from sft.run_dir import RunDir, read_json_lines
+from sft.train import pack_rows
+
+PAD = 3
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, after six layers
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["4 heads", "6 heads"])  # ALiBi's slopes differ off the powers of two
+def plain(request: pytest.FixtureRequest) -> BloomForCausalLM:
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=97, hidden_size=48, n_layer=6, n_head=request.param, pad_token_id=PAD, eos_token_id=2)
+    model = BloomForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # also the biases and norms, which begin as zeros and ones
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def copy_fused(plain: BloomForCausalLM) -> BloomForCausalLM:
+    model = copy.deepcopy(plain)
+    assert fuse(model)
+    return model
+
+
+def make_batch(side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask (3, 11): rows of 11, 7 and 1 tokens, padded on one side."""
+    ids = torch.randint(4, 97, (3, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.stack([torch.arange(11) < length for length in (11, 7, 1)]).long()
+    mask = mask if side == "right" else mask.flip(-1)
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_and_gradients_with_padding(plain: BloomForCausalLM, side: str) -> None:
+    ids, mask = make_batch(side)
+    fused = copy_fused(plain)
+    gradients = []
+    for model in (plain, fused):
+        model.zero_grad()
+        logits = model(ids, attention_mask=mask).logits
+        logits[mask.bool()].square().sum().backward()
+        gradients.append((logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+    (expected, expected_grads), (found, found_grads) = gradients
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], **CLOSE)
+    for one, other in zip(expected_grads, found_grads, strict=True):
+        scale = one.abs().max()
+        torch.testing.assert_close(other / scale, one / scale, **CLOSE)
+
+
+def test_no_mask_and_attentions(plain: BloomForCausalLM) -> None:
+    ids, _ = make_batch("right")
+    fused = copy_fused(plain)
+    assert any(isinstance(module, FusedBloomAttention) for module in fused.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(fused(ids).logits, plain(ids).logits, **CLOSE)
+        found, expected = fused(ids, output_attentions=True), plain(ids, output_attentions=True)
+    torch.testing.assert_close(found.attentions, expected.attentions, **CLOSE)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_with_cache(plain: BloomForCausalLM, beams: int) -> None:
+    ids, mask = make_batch("left")
+    options = {"max_new_tokens": 12, "num_beams": beams, "do_sample": False, "pad_token_id": PAD, "use_cache": True}
+    expected = plain.generate(input_ids=ids, attention_mask=mask, **options)
+    assert torch.equal(copy_fused(plain).generate(input_ids=ids, attention_mask=mask, **options), expected)
+
+
+def test_bfloat16_stays_finite_and_near(plain: BloomForCausalLM) -> None:
+    ids, mask = make_batch("left")
+    fused = copy_fused(plain)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = fused(ids, attention_mask=mask).logits, plain(ids, attention_mask=mask).logits
+    assert found.isfinite().all()
+    exact = plain(ids, attention_mask=mask).logits[mask.bool()]
+    error, plain_error = ((logits[mask.bool()].float() - exact).abs().mean() for logits in (found, expected))
+    assert error < 1.5 * plain_error
+
+
+def make_rows() -> list[dict[str, list[int]]]:
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randint(4, 97, (length,), generator=generator).tolist() for length in (9, 5, 3, 12, 4, 7, 2)]
+    return [{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM, attention: str) -> None:
+    rows = make_rows()
+    packed = pack_rows(rows, 16)
+    assert len(packed) < len(rows)
+    model = copy_fused(plain) if attention == "sdpa" else copy.deepcopy(plain)
+    read_positions(model)
+    batch = DataCollatorForLanguageModeling(PAD, return_position_ids=True)(list(packed))
+    batch["labels"][batch["attention_mask"] == 0] = -100
+    found = model.transformer(**{key: value for key, value in batch.items() if key != "labels"}).last_hidden_state
+    logits = model.lm_head(found)
+    total = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    total.backward()
+
+    plain.zero_grad()
+    places = {}
+    for line, row in enumerate(packed):
+        start = 0
+        for length in row["seq_lengths"]:
+            places[tuple(row["input_ids"][start : start + length])] = line, start
+            start += length
+    summed = torch.zeros(())
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        alone = plain(ids).logits[0]
+        line, start = places[tuple(row["input_ids"])]
+        torch.testing.assert_close(logits[line, start : start + len(alone)], alone, **CLOSE)
+        summed = summed + torch.nn.functional.cross_entropy(alone[:-1], labels[1:], reduction="sum")
+    summed.backward()
+    torch.testing.assert_close(total, summed, **CLOSE)
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        scale = one.grad.abs().max()
+        torch.testing.assert_close(other.grad / scale, one.grad / scale, **CLOSE)
+
+
+def test_no_text_reaches_its_neighbour(plain: BloomForCausalLM) -> None:
+    model = copy_fused(plain)
+    read_positions(model)
+    ids = torch.randint(4, 97, (1, 12), generator=torch.Generator().manual_seed(3))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2]])
+    with torch.no_grad():
+        before = model.transformer(ids, position_ids=positions).last_hidden_state
+        ids[0, [0, 1, 2, 3, 9, 10, 11]] = 50
+        after = model.transformer(ids, position_ids=positions).last_hidden_state
+    torch.testing.assert_close(after[:, 4:9], before[:, 4:9], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(after[:, :4], before[:, :4], atol=1e-3)
+
+
+def test_a_model_that_computes_in_slices_is_left_alone(plain: BloomForCausalLM) -> None:
+    model = copy.deepcopy(plain)
+    model.config.slow_but_exact = True
+    assert not fuse(model)
+    assert not any(isinstance(module, FusedBloomAttention) for module in model.modules())
+
+
+def read_losses(root: Path) -> torch.Tensor:
+    return torch.tensor([line["loss"] for line in read_json_lines(RunDir(root).train_log) if "loss" in line])
+
+
+def test_packing_by_recipe(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:
+    words = ["recipes/tiny.yaml", "--model_name_or_path", mini_base, "--data.source", small_data, "--max_steps", 3]
+    call_main("sft.run", *words, "--packing", "--max_length", 96, "--logging_steps", 1, "--output_dir", tmp_path)
+    assert len(read_losses(tmp_path)) == 3
+
+
+def test_loss_curves_of_fast_and_plain_paths_agree(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:
+    """50 steps of QLoRA on the same batches."""
+    words = ["recipes/tiny.yaml", "--model_name_or_path", mini_base, "--data.source", small_data, "--max_steps", 50]
+    words += ["--logging_steps", 1, "--eval_strategy", "no", "--save_strategy", "no", "--lora_dropout", 0]
+    for name, extra in {"eager": ["--attn_implementation", "eager"], "sdpa": []}.items():
+        call_main("sft.run", *words, "--output_dir", tmp_path / name, *extra)
+    eager, fused = read_losses(tmp_path / "eager"), read_losses(tmp_path / "sdpa")
+    assert len(eager) == 50
+    assert eager[-5:].mean() < eager[:5].mean() - 0.1  # it learns
+    torch.testing.assert_close(fused, eager, atol=0.02, rtol=0.01)  # bfloat16 has three digits
