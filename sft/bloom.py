@@ -55,11 +55,22 @@ class FusedBloomAttention(BloomAttention):
         query, key, value = self._reshape(self.query_key_value(hidden_states))
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
-        dropout = self.attention_dropout.p if self.training else 0.0
         bias = self.shared.add(alibi, attention_mask, query)
-        context = nn.functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=self.inv_norm_factor)
+        if query.is_cpu and torch.is_grad_enabled():
+            context = self.attend_in_steps(query, key, value, bias)
+        else:
+            dropout = self.attention_dropout.p if self.training else 0.0
+            context = nn.functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=self.inv_norm_factor)
         output = self.dense(context.transpose(1, 2).flatten(2))
         return dropout_add(output, residual, self.hidden_dropout, self.training), None
+
+    def attend_in_steps(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Attend without the fused kernel, whose backward pass is three to seven times slower than this on a CPU."""
+        bias = bias.expand(*query.shape[:3], -1).flatten(0, 1)
+        scores = bias.baddbmm(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=self.inv_norm_factor)
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # on a CPU faster than within bfloat16
+        context = self.attention_dropout(weights) @ value.flatten(0, 1)
+        return context.unflatten(0, query.shape[:2])
 
 
 class PackedBloomModel(BloomModel):
@@ -89,6 +100,29 @@ class PackedBloomModel(BloomModel):
             return super().forward(*args, **kwargs | {"attention_mask": mask})
         finally:
             self.positions = None
+
+
+class QuickDropout(nn.Dropout):
+    """Dropout from 16 random bits an element, four elements a draw: PyTorch's own took a quarter of a step on a CPU.
+
+    The probability is rounded to 1/65,536, and the scale is of the rounded one, so that the mean stays.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the same shape."""
+        if not self.training or self.p == 0:
+            return input
+        dropped = round(self.p * 2**16)
+        draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = (draws[: input.numel()] >= dropped - 2**15).to(input.dtype).mul_(2**16 / (2**16 - dropped))
+        return input * kept.view(input.shape)
+
+
+def quicken_dropout(model: nn.Module) -> None:
+    """Give a model on a CPU a faster dropout, in place."""
+    for module in model.modules():
+        if type(module) is nn.Dropout and module.p < 1:
+            module.__class__ = QuickDropout
 
 
 def fuse(model: "PreTrainedModel") -> bool:

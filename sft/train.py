@@ -28,6 +28,7 @@ from trl import SFTTrainer, get_peft_config, pack_dataset
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from sft.bloom import quicken_dropout
 from sft.check import Preflight
 from sft.data import SPLITS
 from sft.model import build_model_config, build_sft_config, join_processes
@@ -261,6 +262,8 @@ def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, che
         peft_config=get_peft_config(build_model_config(preflight.recipe)),
     )
     score_labelled_positions()
+    if config.use_cpu and preflight.recipe.trl["attn_implementation"] != "eager":
+        quicken_dropout(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLog(run, len(rows) / len(trainer.train_dataset)))
     return trainer

@@ -9,7 +9,7 @@ from conftest import Main
 from transformers import BloomConfig, BloomForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sft.bloom import FusedBloomAttention, fuse, read_positions
+from sft.bloom import FusedBloomAttention, QuickDropout, fuse, read_positions
 from sft.run_dir import RunDir, read_json_lines
 from sft.train import pack_rows
 
@@ -148,6 +148,23 @@ def test_a_model_that_computes_in_slices_is_left_alone(plain: BloomForCausalLM) 
     model.config.slow_but_exact = True
     assert not fuse(model)
     assert not any(isinstance(module, FusedBloomAttention) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_keeps_share_and_mean(dtype: torch.dtype, p: float) -> None:
+    dropout, ones = QuickDropout(p), torch.ones(999, 1001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(0)
+    output = dropout(ones)
+    output.sum().backward()
+    assert torch.equal(ones.grad, output)
+    kept = (output != 0).float()
+    assert kept.mean().item() == pytest.approx(1 - p, abs=0.002)  # four standard deviations of a million draws
+    assert output.unique().tolist() == [0, torch.tensor(1 / (1 - p), dtype=dtype).item()]
+    assert (kept[:, 1:] * kept[:, :-1]).mean().item() == pytest.approx((1 - p) ** 2, abs=0.003)  # neighbours are independent
+    torch.manual_seed(0)
+    assert torch.equal(dropout(ones), output)
+    assert torch.equal(dropout.eval()(ones), ones)
 
 
 def read_losses(root: Path) -> torch.Tensor:
