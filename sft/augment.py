@@ -1,20 +1,65 @@
-"""Further training pairs, made from the training split alone: its toxic sentences with other listed words."""
+"""What is trained on: the training split's pairs, or the closest one of each sentence, and further pairs made of them.
 
+The lexicon here is the word list that the delete baseline has too, fitted on the training split alone.
+"""
+
+import difflib
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
-from eval.baselines import WORD, fit_lexicon, normalise_word, split_words
-from sft.data import Example
+from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, split_words
+from sft.data import Example, normalise
+from sft.recipe import DataConfig
 
 
-def swap_words(examples: Sequence[Example], swaps: float, seed: int) -> list[Example]:
+def make_training_examples(splits: Mapping[str, Sequence[Example]], data: DataConfig) -> dict[str, list[Example]]:
+    """Return the examples trained on, by where they come from: `split`, `swaps` and `inserts`.
+
+    None of those made here has a sentence that stands in the other splits, as a source or as a rewrite.
+    """
+    train = list(splits["train"])
+    made: dict[str, list[Example]] = {"split": train, "swaps": [], "inserts": []}
+    if data.closest or data.swaps or data.inserts:
+        lexicon = fit_lexicon(train)
+        if data.closest:
+            made["split"] = train = [choose_closest(example, lexicon) for example in train]
+        held_out = {
+            normalise(text)
+            for split in ("validation", "test")
+            for example in splits[split]
+            for text in (example.toxic, *example.references)
+        }
+        for name, pairs in (
+            ("swaps", swap_words(train, lexicon, data.swaps, data.seed)),
+            ("inserts", insert_words(train, lexicon, data.inserts, data.seed)),
+        ):
+            made[name] = [pair for pair in pairs if normalise(pair.toxic) not in held_out]
+    return made
+
+
+def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:
+    """Return the example with one of its rewrites: that with most tokens, in order, of the sentence without listed words."""
+    if len(example.references) == 1:
+        return example
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenise: Callable[[str], str] = Tokenizer13a()
+    plain = tokenise(delete_listed(example.toxic, lexicon)).split()
+
+    def measure(reference: str) -> float:
+        return difflib.SequenceMatcher(None, plain, tokenise(reference).split(), autojunk=False).ratio()
+
+    return Example(example.toxic, (max(example.references, key=measure),))
+
+
+def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float, seed: int) -> list[Example]:
     """Return new pairs: each sentence and rewrite `swaps` times on average, with other listed words in the sentence.
 
-    Each listed word that the rewrite does not keep gives way to one drawn from the whole list (`fit_lexicon`, fitted on
-    `examples`), so that rare words of the list are learnt as often as frequent ones. Pairs without such a word give none.
+    Each listed word that the rewrite does not keep gives way to one drawn from the whole list, so that rare words of the
+    list are learnt as often as frequent ones. Pairs without such a word give none.
     """
-    lexicon = fit_lexicon(examples)
     pairs = []
     for example in examples:
         for reference in example.references:
@@ -26,4 +71,26 @@ def swap_words(examples: Sequence[Example], swaps: float, seed: int) -> list[Exa
 
             swapped = [WORD.sub(swap, example.toxic) for _ in range(int(swaps + rng.random()))]
             pairs += [Example(toxic, (reference,)) for toxic in swapped if toxic != example.toxic]
+    return pairs
+
+
+def insert_words(examples: Sequence[Example], lexicon: Sequence[str], inserts: float, seed: int) -> list[Example]:
+    """Return new pairs: each rewrite `inserts` times on average, with one or two listed words put into it, and as it is.
+
+    So a model learns to keep all that is not rude, word for word. Words are drawn by the root of their frequency in the
+    sentences.
+    """
+    if not lexicon:
+        return []
+    seen = Counter(word for example in examples for word in split_words(example.toxic))
+    weights = [max(1, seen[word]) ** 0.5 for word in lexicon]
+    pairs = []
+    for example in examples:
+        for reference in example.references:
+            rng = random.Random(f"insert\n{seed}\n{example.toxic}\n{reference}")
+            for _ in range(int(inserts + rng.random())):
+                words = reference.split(" ")
+                for word in rng.choices(lexicon, weights, k=rng.choice((1, 1, 2))):
+                    words.insert(rng.randrange(len(words)), word)
+                pairs.append(Example(" ".join(words), (reference,)))
     return pairs

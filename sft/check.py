@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sft.augment import swap_words
+from sft.augment import make_training_examples
 from sft.data import (
     SPLIT_RULE,
     SPLITS,
@@ -44,6 +44,7 @@ class Preflight:
     corpus: Corpus
     splits: dict[str, list[Example]]
     tokens: dict[str, TokenRows]  # for each split
+    training_pairs: dict[str, int]  # of `tokens["train"]`, by where they come from
     parameters: tuple[int, int]  # trainable, all
 
     def resolve_values(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Preflight:
             },
             "leaks": len(find_leaks(self.splits)),
             "max_length": self.recipe.trl["max_length"],
-            "swapped_pairs": len(self.tokens["train"].lengths) - sum(len(e.references) for e in self.splits["train"]),
+            "training_pairs": self.training_pairs,
             "pairs_too_long": {split: self.tokens[split].too_long for split in ("train", "validation")},
             "longest_answer": self.tokens["train"].longest_answer,
             "prompt": TEMPLATE,
@@ -126,9 +127,12 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     parameters = attempt(lambda: count_parameters(recipe, config), lora_keys) if config is not None else None
     attempt(lambda: build_sft_config(recipe, RunDir(recipe.output_dir)), trl)
     tokens: dict[str, TokenRows] = {}
+    training_pairs: dict[str, int] = {}
     if splits and tokenizer is not None:
         scored = trl["completion_only_loss"] is not False
-        rows = splits | {"train": list_training_examples(splits["train"], recipe)}
+        made = make_training_examples(splits, recipe.data)
+        training_pairs = {name: sum(len(example.references) for example in examples) for name, examples in made.items()}
+        rows = splits | {"train": [example for examples in made.values() for example in examples]}
         options = trl["max_length"], scored, recipe.data.cache
         tokens = {split: tokenise_pairs(rows[split], tokenizer, *options) for split in SPLITS}
         for split in ("train", "validation"):
@@ -138,12 +142,7 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     if faults.lines:
         raise RecipeFaults(faults.lines)
     assert base and corpus and splits and parameters, "a step that failed without a fault"
-    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, parameters)
-
-
-def list_training_examples(train: list[Example], recipe: Recipe) -> list[Example]:
-    """Return what is trained on: the training split, and what `data.swaps` makes of it."""
-    return [*train, *swap_words(train, recipe.data.swaps, recipe.data.seed)]
+    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters)
 
 
 def split_corpus(corpus: Corpus, recipe: Recipe) -> dict[str, list[Example]]:
@@ -231,8 +230,10 @@ def print_preflight(preflight: Preflight) -> None:
             lengths_table.add_row(split, *map(str, figures))
     console.print(table)
     console.print(lengths_table)
-    if swapped := preflight.describe_data()["swapped_pairs"]:
-        console.print(f"data.swaps: {swapped:,} further training pairs with other listed words, within the figures above")
+    trained = preflight.training_pairs
+    if trained["swaps"] or trained["inserts"] or preflight.recipe.data.closest:
+        origins = f"{pairs['split']:,} of the split, {pairs['swaps']:,} by data.swaps, {pairs['inserts']:,} by data.inserts"
+        console.print(f"trained on: {sum(trained.values()):,} pairs; {origins} (the lengths above are of these)")
     console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
     console.print(
         f"max_length {recipe.trl['max_length']}: longer pairs are left out of training; an answer is never cut.", highlight=False

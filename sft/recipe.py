@@ -86,7 +86,7 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {
     "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "seed", "data_seed", "dataloader_num_workers",
-    "neftune_noise_alpha", "data.seed", "data.swaps", "eval.samples",
+    "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts", "eval.samples",
 }  # fmt: skip
 BELOW_ONE = {"lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2", "data.validation", "data.test"}
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", NoneType: "null", tuple: "list"}
@@ -153,7 +153,9 @@ class DataConfig:
     neutral: tuple[str, ...] | None = describe("columns of its rewrites; null: found by ParaDetox's layouts", None)
     validation: float = describe("share of the source sentences for validation", 0.05)
     test: float = describe("share of the source sentences for test", 0.05)
+    closest: bool = describe("train on one rewrite of each sentence alone: the closest to it without its listed words", False)
     swaps: float = describe("further training pairs for each pair, with its rude words swapped for others of the word list", 0.0)
+    inserts: float = describe("further training pairs for each pair: its rewrite, and listed words put into it as source", 0.0)
     seed: int = describe("seed of the split; apart from `seed`, so that runs with other seeds share a test split", 0)
     cache: bool = describe("keep what was read and tokenised in the user's cache folder, by content; false: do it anew", True)
 

@@ -88,7 +88,8 @@ def main() -> None:
 
 def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> dict[str, Any]:
     """Write the rows and TRL's recipe; return what measure.py needs for any side."""
-    from sft.check import inspect_recipe, list_training_examples
+    from sft.augment import make_training_examples
+    from sft.check import inspect_recipe
     from sft.prompt import format_prompt
 
     folder = work / "job"
@@ -96,8 +97,8 @@ def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> di
     (folder / "rows").mkdir(parents=True)
     preflight = inspect_recipe(words[0], words[1:])
     train = preflight.tokens["train"]
-    examples = list_training_examples(preflight.splits["train"], preflight.recipe)
-    pairs = [(example.toxic, reference) for example in examples for reference in example.references]
+    made = make_training_examples(preflight.splits, preflight.recipe.data)
+    pairs = [(e.toxic, reference) for examples in made.values() for e in examples for reference in e.references]
     limit = preflight.recipe.trl["max_length"]
     with (folder / "rows" / "train.jsonl").open("w") as stream:
         for (toxic, reference), length in zip(pairs, train.lengths, strict=True):
