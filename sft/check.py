@@ -232,7 +232,7 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(lengths_table)
     trained = preflight.training_pairs
     if trained["swaps"] or trained["inserts"] or preflight.recipe.data.closest:
-        origins = f"{pairs['split']:,} of the split, {pairs['swaps']:,} by data.swaps, {pairs['inserts']:,} by data.inserts"
+        origins = f"{trained['split']:,} of the split, {trained['swaps']:,} by data.swaps, {trained['inserts']:,} by data.inserts"
         console.print(f"trained on: {sum(trained.values()):,} pairs; {origins} (the lengths above are of these)")
     console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
     console.print(
