@@ -1,13 +1,23 @@
 """The model card: facts of a run in, Markdown out. No network, no clock."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report import LABELS, SYSTEMS, choose_samples, describe_differences, escape_markdown, format_value, name_metrics
-from sft.data import count
+from eval.baselines import WORD, normalise_word
+from eval.report import (
+    LABELS,
+    SYSTEMS,
+    choose_samples,
+    describe_differences,
+    escape_markdown,
+    format_interval,
+    format_value,
+    name_metrics,
+)
+from sft.data import clean_text, count
 from sft.prompt import format_prompt
 from sft.run_dir import Refusal
 
@@ -20,6 +30,29 @@ SETTINGS = (
     "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_length",
     "bf16", "fp16", "seed",
 )  # fmt: skip
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
+EXAMPLES = ("disguised swearing", "shouting", "clean sentences")  # groups of eval/stress.py whose first case is shown
+SCORED = {"copy": "copying the input scores", "delete": "cutting its listed words", "base": "the untuned base"}
+SLICED = ("copy", "delete", "human")
+LICENSES = {
+    "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "mit": "https://opensource.org/license/mit",
+    "cc0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/legalcode",
+    "cc-by-4.0": "https://creativecommons.org/licenses/by/4.0/legalcode",
+    "bigscience-bloom-rail-1.0": "https://huggingface.co/spaces/bigscience/license",
+    "openrail++": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+}
+RAIL_DUTIES = (
+    "It is a Responsible AI Licence. Its restrictions of use cover works derived from the model, so this adapter too, and",
+    "whoever passes it on, changed or not, must pass them on in an agreement that binds the next user, with a copy of the",
+    "licence, and must say what was changed. What was changed here: LoRA weights were trained, see README.md; the base",
+    "model's own weights are not in this repository. In short, and without replacing the licence's text, it must not be used",
+    "to break the law; to harm or exploit minors, or anybody; to spread false information in order to harm; to generate or",
+    "spread personal data that harms; to write without saying that a machine has written; to defame or harass; to imitate a",
+    "person without consent; to decide by itself what rights or duties somebody has; to discriminate or to exploit",
+    "weaknesses of groups; for medical advice or the interpretation of medical results; nor in the administration of",
+    "justice, law enforcement, immigration or asylum to predict what people will do.",
+)
 
 
 @dataclass(frozen=True)
@@ -32,12 +65,16 @@ class CardFacts:
     manifest: Mapping[str, Any]
     results: Mapping[str, Any]
     predictions: Sequence[Mapping[str, Any]]
+    lexicon: Collection[str]  # words that are masked in samples
 
 
 def render_card(facts: CardFacts) -> str:
     """Return the card: YAML metadata, then text. A name that the template lacks is an error, not a blank.
 
     Every text that is not ours (samples, file names) passes through `escape_markdown`.
+
+    Raises:
+        Refusal: the Hub would not take the metadata.
     """
     import jinja2
 
@@ -49,10 +86,17 @@ def render_card(facts: CardFacts) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     results, publish = facts.results, facts.recipe["publish"]
     systems, labels = results["systems"], name_metrics(results)
+    metadata = build_metadata(facts)
+    if faults := find_metadata_faults(split_card(f"---\n{metadata}\n---\n")[0]):
+        raise Refusal("the Hub would refuse the card's metadata: " + "; ".join(faults))
+    samples = [
+        [mask_listed(text, facts.lexicon) for text in (line["toxic"], line["prediction"], line["references"][0])]
+        for line in choose_samples(facts.predictions, 5)
+    ]
     return template.render(
         begin=BEGIN,
         end=END,
-        metadata=build_metadata(facts),
+        metadata=metadata,
         title=facts.name,
         headline=write_headline(results),
         repo_id=publish["repo_id"] or f"OWNER/{facts.name}",
@@ -68,11 +112,59 @@ def render_card(facts: CardFacts) -> str:
         signatures={label: systems["adapter"][key]["signature"] for key, label in labels.items()},
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
-        samples=choose_samples(facts.predictions, 5),
+        slices=tabulate_slices(results),
+        example=next(iter(choose_examples(results)), None),
+        samples=samples,
         prompt=format_prompt("TEXT"),
         license=publish["license"],
+        license_url=LICENSES.get(publish["license"]),
+        is_rail=is_rail(publish["license"]),
         data_license=publish["data_license"],
     )
+
+
+def mask_listed(text: str, lexicon: Collection[str]) -> str:
+    """Return the text with each listed word's letters after the first as asterisks."""
+
+    def mask(match: re.Match[str]) -> str:
+        return match[0][0] + "*" * (len(match[0]) - 1) if normalise_word(match[0]) in lexicon else match[0]
+
+    return WORD.sub(mask, text)
+
+
+def choose_examples(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a text and its rewrite for each of EXAMPLES; none where the evaluation had no stress cases."""
+    cases = {group["group"]: group["cases"][0] for group in results["stress"]}
+    return [(clean_text(cases[name]["text"]), cases[name]["output"]) for name in EXAMPLES if name in cases]
+
+
+def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a table, its head first: each slice, its number of sentences, and each system's BLEU."""
+    names = [name for name in SLICED if any(name in part["systems"] for part in results["slices"])]
+    rows = [["sentences", "number", "this adapter, BLEU", *(SYSTEMS[name] for name in names)]]
+    for part in results["slices"]:
+        bleu = {name: scores["bleu"] for name, scores in part["systems"].items()}
+        beside = [format_value("bleu", bleu[name]["value"]) if name in bleu else "" for name in names]
+        rows.append([f"{part['by']}: {part['slice']}", f"{part['rows']:,}", format_interval("bleu", bleu["adapter"]), *beside])
+    return rows
+
+
+def is_rail(license: str | None) -> bool:
+    """Say whether a licence has use restrictions that are passed on (Responsible AI Licences)."""
+    return license is not None and "rail" in license
+
+
+def write_license(facts: CardFacts) -> str | None:
+    """Return the text of the LICENSE file, or None where the recipe states none."""
+    license = facts.recipe["publish"]["license"]
+    if license is None:
+        return None
+    lines = [f"This adapter is licensed under {license}."]
+    if license in LICENSES:
+        lines.append(f"The licence's full text, which is the one that counts: {LICENSES[license]}")
+    if is_rail(license):
+        lines += ["", *RAIL_DUTIES]
+    return "\n".join(lines) + "\n"
 
 
 def format_setting(value: Any) -> str:
@@ -83,13 +175,15 @@ def format_setting(value: Any) -> str:
 
 
 def write_headline(results: Mapping[str, Any]) -> str:
-    """Return the result in one sentence, with the best baseline beside it."""
-    bleu = {name: scores["bleu"]["value"] for name, scores in results["systems"].items() if name != "human"}
-    rows = f"{results['data']['rows']:,} held-out sentences"
-    text = f"BLEU {bleu.pop('adapter'):.1f} on {rows}"
-    if bleu:
-        best = max(bleu, key=bleu.__getitem__)
-        text += f"; the best baseline ({SYSTEMS[best]}) scores {bleu[best]:.1f}"
+    """Return the result in one sentence, with the baselines' and people's scores beside it."""
+    systems = results["systems"]
+    bleu = {name: f"{scores['bleu']['value']:.1f}" for name, scores in systems.items()}
+    text = f"BLEU {format_interval('bleu', systems['adapter']['bleu'])} on {results['data']['rows']:,} held-out sentences"
+    beside = [f"{verb} {bleu[name]}" for name, verb in SCORED.items() if name in bleu]
+    text += f"; {', '.join(beside)}" if beside else ""
+    if "ceiling" in results:
+        ceiling = {name: results["ceiling"]["systems"][name]["bleu"]["value"] for name in ("human", "adapter")}
+        text += f". On those with several rewrites, people score {ceiling['human']:.1f} and the adapter {ceiling['adapter']:.1f}"
     return f"{text}."
 
 
@@ -119,7 +213,9 @@ def build_metadata(facts: CardFacts) -> str:
         for key, score in results["systems"]["adapter"].items()
         if key in ("bleu", "chrf", "rouge1", "rouge2", "rougeL")  # the others are of this run's own classifier and words
     ]
-    extra = {"base_model_relation": "adapter"} if base["revision"] else {}
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
+    if examples := choose_examples(results):
+        extra["widget"] = [{"text": format_prompt(text), "output": {"text": output}} for text, output in examples]
     return ModelCardData(
         base_model=base["name"] if base["revision"] else None,
         datasets=[data["source"]] if from_hub else None,
@@ -132,6 +228,27 @@ def build_metadata(facts: CardFacts) -> str:
         eval_results=evaluations,
         **extra,
     ).to_yaml()
+
+
+def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:
+    """Return what the Hub's validator would refuse, by the rules of its model card specification."""
+    faults = []
+    names = [("base_model", metadata["base_model"])] if "base_model" in metadata else []
+    for key, name in names + [("datasets", name) for name in metadata.get("datasets", [])]:
+        if not HUB_ID.fullmatch(str(name)) or name is None:
+            faults.append(f"{key}: found {name!r}, expected the id of a Hub repository")
+    license = metadata.get("license")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(license)):
+        faults.append(f"license: found {license!r}, expected a licence id such as apache-2.0. Name it as publish.license")
+    widget = metadata.get("widget", [])
+    if not isinstance(widget, list) or not all(isinstance(item, dict) and isinstance(item.get("text"), str) for item in widget):
+        faults.append("widget: expected a list of mappings, each with a text")
+    for result in (result for model in metadata.get("model-index", []) for result in model["results"]):
+        if not all(isinstance(result["dataset"].get(key, ""), str) for key in ("name", "type", "config", "split", "revision")):
+            faults.append("model-index: expected text for each key of a data set")
+        if not all(isinstance(metric["value"], int | float) for metric in result["metrics"]):
+            faults.append("model-index: expected a number for each metric")
+    return faults
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:

@@ -12,7 +12,7 @@ from eval.results import complete_outputs, describe_scores, read_evaluation
 from eval.rows import read_split
 from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
-from publish.card import CardFacts, render_card
+from publish.card import CardFacts, render_card, write_license
 from publish.scan import find_private
 from sft.recipe import dump_yaml, load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, read_json
@@ -51,7 +51,7 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
     name = (values["publish"]["repo_id"] or run.root.resolve().name).rpartition("/")[2]
-    return CardFacts(name, values, environment, manifest, results, predictions)
+    return CardFacts(name, values, environment, manifest, results, predictions, model.lexicon)
 
 
 def are_close(one: Any, other: Any) -> bool:
@@ -96,6 +96,8 @@ def write_publish_folder(run: RunDir, repo_id: str | None = None) -> list[Path]:
             raise RunError(f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others.")
     contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
     contents |= {name: source.read_bytes() for source, name in files.items()}
+    if license := write_license(facts):
+        contents["LICENSE"] = license.encode()
     if found := find_private(contents):
         raise Refusal("these files hold what must not leave this machine; nothing was written:\n" + "\n".join(found))
     temporary = run.root / ".publish"

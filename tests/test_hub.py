@@ -40,6 +40,7 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     for command in (["eval/run.py", root], ["-m", "publish.run", root]):
         done = run_python(*command, env=offline)
         assert done.returncode == 0, done.stderr
+    results = json.loads((root / "eval" / "results.json").read_text())
     metadata = yaml.safe_load((root / "publish" / "README.md").read_text().split("---\n")[1])
     assert metadata["base_model"] == "bigscience/bloom-3b"
     assert metadata["base_model_relation"] == "adapter"
@@ -55,6 +56,13 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     done = run_python("-m", "eval.detoxify", "me/bloom-detox", env=hub.environment(tmp_path / "other"), stdin=stdin)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [" ".join(line["prediction"].split()) for line in lines]
+
+    # The code on the card, as it stands.
+    code = hub.repos["model", "me/bloom-detox"].files["README.md"].decode().split("```python\n")[1].split("```")[0]
+    done = run_python("-c", code, env=hub.environment(tmp_path / "other"))
+    assert done.returncode == 0, done.stderr
+    (shown,) = [group["cases"][0]["output"] for group in results["stress"] if group["group"] == "disguised swearing"]
+    assert done.stdout.strip() == shown
 
     verify = ("-m", "publish.verify", "me/bloom-detox", "--rerun", "--json")
     done = run_python(*verify, env=hub.environment(tmp_path / "third"))

@@ -1,5 +1,6 @@
 """The publish folder: exactly the planned files, bound to one another; and the card, held against a golden file."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,10 @@ import pytest
 import yaml
 from conftest import Main, run_python
 
-from publish.card import CardFacts, render_card
+from publish.card import BEGIN, END, CardFacts, find_metadata_faults, render_card, split_card, write_license
 from publish.plan import read_facts, write_publish_folder
 from sft.recipe import load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, read_json, read_json_lines, write_json, write_json_lines
+from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines, write_json, write_json_lines
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 EVIL = 'a | b <img src=x onerror="alert(1)"> `c` [d](http://e.org) $f$ **g**\n# h'
@@ -30,6 +31,7 @@ def test_folder_holds_exactly_the_planned_files(own_run: RunDir, call_main: Main
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "LICENSE",
         "recipe.yaml",
         "results.json",
         "samples.md",
@@ -196,6 +198,18 @@ def golden_facts() -> CardFacts:
             "base": base,
             "data": {"source": "s-nlp/paradetox", "revision": "d" * 40, "split": "test", "rows": 591, "sha256": "5" * 64},
             "generation": {"num_beams": 1, "max_new_tokens": 90, "batch_size": 64},
+            "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
+            "slices": [{"by": "words", "slice": "below 10", "rows": 201, "systems": {"adapter": scores, "copy": copied}}],
+            "stress": [
+                {
+                    "group": group,
+                    "rule": "says something, without the marked word",
+                    "passed": 5,
+                    "of": 6,
+                    "cases": [{"text": EVIL, "output": EVIL, "passed": True}],
+                }
+                for group in ("disguised swearing", "clean sentences")
+            ],
             "systems": {"adapter": scores, "base": copied, "copy": copied, "human": scores},
             "ceiling": {
                 "rows": 402,
@@ -210,6 +224,7 @@ def golden_facts() -> CardFacts:
             "intervals": {"method": "percentile bootstrap over sentences", "level": 95, "resamples": 1000, "seed": 0},
         },
         predictions=[{"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)],
+        lexicon={"src"},
     )
 
 
@@ -218,14 +233,117 @@ def test_card_is_the_golden_one() -> None:
     assert render_card(golden_facts()) == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_hostile_samples_stay_text() -> None:
-    card = render_card(golden_facts())
-    body = card.split("## Samples")[1].split("## Training")[0]
-    assert "<img" not in body
-    assert "](http" not in body
-    rows = [line for line in body.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 5
-    assert all(line.count("|") == 4 for line in rows)
+HOSTILE = [
+    EVIL,
+    "</td></table><script>alert(1)</script>",
+    "```\n# heading\n```",
+    "---\ntitle: x\n---",
+    "- item\n1. one\n> quote",
+    "[x]: http://e.org 'title'",
+    "![i](http://e.org/i.png) <a href=x>y</a> <!-- c -->",
+    "&lt;b&gt; &#60;b&#62; <http://e.org> www.e.org me@e.org",
+    "a\\| b \\\\| c || d",
+    "$$x^2$$ ~~s~~ ==m== :smile: @user #1",
+    "<details open><summary>x</summary>",
+    "{{ title }} {% for x in y %}",
+    "\u202e\u2028line\u2029para\x0bvt",
+    BEGIN,
+    END,
+]
+
+
+def render_html(markdown: str) -> set[str]:
+    """Return the elements of a page made of `markdown`, with HTML let through, as a browser would see them."""
+    from html.parser import HTMLParser
+
+    from markdown_it import MarkdownIt
+
+    found: set[str] = set()
+
+    class Elements(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.add(" ".join([tag, *sorted(f"{key}={value}" for key, value in attrs if key in ("href", "src", "onerror"))]))
+
+        def handle_comment(self, data: str) -> None:
+            found.add(f"comment {data}")
+
+    Elements().feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
+    return found
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_stay_text(text: str) -> None:
+    facts = golden_facts()
+    plain = render_card(facts_with("harmless words", facts))
+    card = render_card(facts_with(text, facts))
+    assert render_html(split_card(card)[1]) == render_html(split_card(plain)[1])
+    assert card.count("\n|") == plain.count("\n|"), "no row more, and none broken"
+    assert {line.count("|") for line in card.split("## Samples")[1].split("## Training")[0].splitlines() if line} == {0, 4}
+    assert [split_card(card)[1].count(marker) for marker in (BEGIN, END)] == [1, 1]
+    metadata = split_card(card)[0]
+    assert metadata["widget"][0]["output"]["text"] == text
+    assert metadata.keys() == split_card(plain)[0].keys()
+
+
+def facts_with(text: str, facts: CardFacts) -> CardFacts:
+    """Return the facts with this text as each sample, case, rewrite and file name."""
+    case = {"text": text, "output": text, "passed": True}
+    results = facts.results | {"stress": [group | {"cases": [case]} for group in facts.results["stress"]]}
+    lines = [line | {"toxic": text, "prediction": text, "references": [text]} for line in facts.predictions]
+    manifest = facts.manifest | {"source": text, "sha256": {text: "f" * 64}}
+    return dataclasses.replace(facts, results=results, predictions=lines, manifest=manifest)
+
+
+def test_listed_words_are_masked_in_samples() -> None:
+    facts = dataclasses.replace(facts_with("what a Darn day , you crud!", golden_facts()), lexicon={"darn", "crud"})
+    body = render_card(facts).split("## Samples")[1].split("## Training")[0]
+    assert "| what a D&#42;&#42;&#42; day , you c&#42;&#42;&#42;! |" in body
+    assert "Darn" not in body
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fault"),
+    [
+        ({"base_model": "/home/me/bloom"}, "base_model: found '/home/me/bloom', expected the id of a Hub repository"),
+        ({"base_model": "recipes/bloom-tiny/x"}, "base_model"),
+        ({"datasets": [None]}, "datasets: found None"),
+        ({"datasets": ["../data.tsv"]}, "datasets: found '../data.tsv'"),
+        ({"license": "Apache 2.0"}, "license: found 'Apache 2.0'"),
+        ({"widget": "x"}, "widget: expected a list"),
+        ({"widget": [{"prompt": "x"}]}, "widget: expected a list"),
+        ({"model-index": [{"results": [{"dataset": {"config": 3}, "metrics": []}]}]}, "model-index: expected text"),
+        ({"model-index": [{"results": [{"dataset": {}, "metrics": [{"value": "0.94"}]}]}]}, "model-index: expected a number"),
+    ],
+)
+def test_metadata_that_the_hub_would_refuse(metadata: dict[str, Any], fault: str) -> None:
+    (found,) = find_metadata_faults(metadata)
+    assert found.startswith(fault)
+
+
+def test_metadata_of_the_golden_card_is_accepted() -> None:
+    assert find_metadata_faults(split_card(render_card(golden_facts()))[0]) == []
+    facts = golden_facts()
+    recipe = dict(facts.recipe) | {"publish": facts.recipe["publish"] | {"license": "My Licence"}}
+    with pytest.raises(Refusal, match=r"Name it as publish\.license"):
+        render_card(dataclasses.replace(facts, recipe=recipe))
+
+
+def test_licence_file_passes_the_restrictions_on() -> None:
+    facts = golden_facts()
+    text = write_license(facts)
+    assert text is not None
+    assert text.startswith("This adapter is licensed under bigscience-bloom-rail-1.0.\n")
+    assert "must pass them on" in text
+    assert "https://huggingface.co/spaces/bigscience/license" in text
+    for license, expected in (
+        ("apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
+        ("other", "under other."),
+        (None, None),
+    ):
+        recipe = dict(facts.recipe) | {"publish": facts.recipe["publish"] | {"license": license}}
+        text = write_license(dataclasses.replace(facts, recipe=recipe))
+        assert text is None if expected is None else text is not None and expected in text
+        assert "must pass them on" not in (text or "")
 
 
 def test_a_fact_that_is_missing_is_an_error_not_a_blank() -> None:
@@ -234,7 +352,7 @@ def test_a_fact_that_is_missing_is_an_error_not_a_blank() -> None:
     facts = golden_facts()
     results = {key: value for key, value in facts.results.items() if key != "adapter"}
     with pytest.raises(jinja2.UndefinedError):
-        render_card(CardFacts(facts.name, facts.recipe, facts.environment, facts.manifest, results, facts.predictions))
+        render_card(dataclasses.replace(facts, results=results))
 
 
 def test_facts_of_a_run_are_complete(mini_run: Path) -> None:
