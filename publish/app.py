@@ -1,0 +1,161 @@
+"""The demo's page. This file is also a Space's app.py as it stands, but for the adapter's name: it imports nothing of ours."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+ADAPTER = ""  # the Hub id, in a Space
+LONGEST = 500  # characters
+EXAMPLES = (
+    "what the hell is wrong with this printer",
+    "you are a stupid liar and everyone knows it",
+    "this is shit and you know it",
+    "Thanks for your help with the garden.",
+)
+LABELS = {
+    "adapter": "this adapter",
+    "base": "untuned base",
+    "delete": "listed words cut",
+    "copy": "input copied",
+    "human": "people",
+}
+COLUMNS = {"bleu": "BLEU", "chrf": "chrF", "joint": "joint (0 to 1)"}
+
+
+def mark_differences(text: str, rewrite: str) -> list[tuple[str, str | None]]:
+    """Return the words of both in order, each run of them as "removed", "added", or None where both have it."""
+    before, after = text.split(), rewrite.split()
+    marked: list[tuple[str, str | None]] = []
+    for kind, first, last, start, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind == "equal":
+            marked.append((" ".join(before[first:last]), None))
+            continue
+        if last > first:
+            marked.append((" ".join(before[first:last]), "removed"))
+        if end > start:
+            marked.append((" ".join(after[start:end]), "added"))
+    return marked
+
+
+def tabulate_scores(results: Mapping[str, Any]) -> str:
+    """Return the scores of results.json as a Markdown table, each with its 95 % interval."""
+    lines = [f"| | {' | '.join(COLUMNS.values())} |", f"|---|{'---:|' * len(COLUMNS)}"]
+    for system, label in LABELS.items():
+        if scores := results["systems"].get(system):
+            cells = [format_score(scores[key]) if key in scores else "" for key in COLUMNS]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    rows = f"On {results['data']['rows']:,} held-out sentences of {escape(results['data']['source'])}, with 95 % intervals."
+    return "\n".join([rows, "", *lines])
+
+
+def format_score(score: Mapping[str, float]) -> str:
+    digits = 1 if score["value"] > 1 else 3
+    return f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+
+
+def describe_settings(results: Mapping[str, Any]) -> str:
+    """Return how the answers are made, as a Markdown list."""
+    generation, base = results["generation"], results["base"]
+    commit = f", commit `{base['revision']}`" if base["revision"] else ""
+    beams = "greedy" if generation["num_beams"] == 1 else f"{generation['num_beams']} beams"
+    prompt = results["prompt"].replace("\n", "⏎")
+    return "\n".join(
+        (
+            f"- base: {escape(base['name'])}{commit}, {'4 bit' if results['quantization']['load_in_4bit'] else 'not quantised'}",
+            f"- adapter: SHA-256 `{results['adapter']['sha256']}`",
+            f"- {beams}, at most {generation['max_new_tokens']} new tokens",
+            f"- prompt: `{prompt}`",
+        )
+    )
+
+
+def escape(text: str) -> str:
+    return re.sub(r"[\\`*_\[\]<>|#$]", lambda match: f"&#{ord(match[0])};", text)
+
+
+def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, title: str) -> gr.Blocks:
+    """Return the page: a sentence in; its rewrite, and what has changed, out."""
+
+    def answer(text: str) -> tuple[str, list[tuple[str, str | None]], str]:
+        text = " ".join(text.split())
+        if not text:
+            return "", [], "Type a sentence first, or choose one below."
+        if len(text) > LONGEST:
+            return "", [], f"Found {len(text):,} characters, expected at most {LONGEST}. Give a sentence or two at a time."
+        found = rewrite(text)
+        note = "The same words as before." if found.split() == text.split() else "The answer is empty." if not found else ""
+        return found, mark_differences(text, found), note
+
+    with gr.Blocks(title=title, analytics_enabled=False) as app:
+        gr.Markdown(
+            f"# {escape(title)}\nRewrites a toxic sentence so that it keeps its meaning and loses its toxicity. It can fail."
+        )
+        text = gr.Textbox(label="Sentence", placeholder="what the hell is wrong with this printer", lines=2, elem_id="text")
+        button = gr.Button("Rewrite", variant="primary", elem_id="go")
+        note = gr.Markdown(elem_id="note")
+        found = gr.Textbox(label="Rewritten", lines=2, interactive=False, elem_id="rewritten")
+        colours = {"removed": "#f4a3a3", "added": "#9fd8a4"}
+        changed = gr.HighlightedText(
+            label="What has changed", combine_adjacent=False, show_legend=True, color_map=colours, elem_id="changed"
+        )
+        gr.Examples([[example] for example in EXAMPLES], inputs=[text])
+        if results:
+            with gr.Accordion("Scores", open=False):
+                gr.Markdown(tabulate_scores(results))
+            with gr.Accordion("Settings", open=False):
+                gr.Markdown(describe_settings(results))
+        outputs = [found, changed, note]
+        gr.on([button.click, text.submit], answer, [text], outputs, api_name="rewrite", concurrency_limit=1)
+    return app
+
+
+def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
+    """Return a function that rewrites, and results.json, of a published adapter; with transformers and peft alone."""
+    import torch
+    from huggingface_hub import hf_hub_download
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    with open(hf_hub_download(adapter, "results.json"), encoding="utf-8") as stream:  # noqa: PTH123
+        results = json.load(stream)
+    base, how = results["base"], results["quantization"]
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=how["bnb_4bit_quant_type"],
+        bnb_4bit_use_double_quant=how["use_bnb_nested_quant"],
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base["name"],
+        revision=base["revision"],
+        dtype=torch.bfloat16,
+        quantization_config=quantization if how["load_in_4bit"] else None,
+        device_map="auto" if torch.cuda.is_available() else None,
+    )
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base["name"], revision=base["revision"])
+    generation = results["generation"]
+
+    def rewrite(text: str) -> str:
+        inputs = tokenizer(results["prompt"].format(text=text), return_tensors="pt", split_special_tokens=True).to(model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=generation["max_new_tokens"],
+                num_beams=generation["num_beams"],
+                do_sample=False,
+            )
+        return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+    return rewrite, results
+
+
+if __name__ == "__main__":
+    build_app(*load_from_hub(ADAPTER), title=ADAPTER).launch()

@@ -1,0 +1,128 @@
+"""A page to try an adapter on, here or as a Space: python -m publish.demo RUN_DIR_OR_HUB_ID [--space OWNER/NAME --push]"""
+
+import argparse
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from publish.card import BEGIN, END, split_card
+from publish.push import Target, connect, plan_push, push
+from publish.run import check_repo_id
+from sft.hub import explain_errors
+from sft.recipe import InputError, parse_count, run_command
+
+APP = Path(__file__).parent / "app.py"
+REQUIREMENTS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "huggingface-hub")
+SPACE_CARD = """---
+title: {title}
+emoji: 🧼
+colorFrom: green
+colorTo: gray
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+models:
+- {adapter}
+- {base}
+{license}---
+
+{begin}
+
+Try [{adapter}](https://huggingface.co/{adapter}), a LoRA adapter that rewrites a toxic sentence so that it keeps its
+meaning and loses its toxicity. How well it does is on its card.
+
+{end}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m publish.demo",
+        description="Serve a page to try an adapter on: type or choose a sentence, see its rewrite with the differences marked. "
+        "With --space, plan the same page as a Gradio Space, and with --push, commit it. "
+        "Exit status: 0 done, 2 bad input, 3 refused by a check, 4 the Hub failed.",
+    )
+    parser.add_argument("adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 for other machines too")
+    parser.add_argument("--port", type=parse_count, default=7860)
+    parser.add_argument("--space", metavar="OWNER/NAME", help="plan a Space for a published adapter instead of serving a page")
+    parser.add_argument("--push", action="store_true", help="with --space: send it")
+    parser.add_argument("--public", action="store_true", help="with --space: make a new Space public (default: private)")
+    arguments = parser.parse_args()
+    if arguments.push and not arguments.space:
+        parser.error("--push needs --space OWNER/NAME")
+    if arguments.space:
+        publish_space(arguments)
+    else:
+        serve(arguments)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve the page until it is interrupted."""
+    try:
+        from publish.app import build_app
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'") from None
+    from eval.generate import find_adapter, load_rewriter
+
+    adapter = find_adapter(arguments.adapter)
+    rewriter = load_rewriter(adapter)
+    app = build_app(lambda text: rewriter.rewrite([text])[0], find_results(arguments.adapter, adapter.folder), arguments.adapter)
+    try:
+        app.launch(server_name=arguments.host, server_port=arguments.port, inbrowser=False)
+    except OSError:
+        raise InputError(f"--port: {arguments.port} is in use. Name another.") from None
+
+
+def find_results(name: str, folder: Path) -> dict[str, Any] | None:
+    """Return the content of results.json: of a run, if it is evaluated already, or of a download."""
+    path = Path(name) / "eval" / "results.json" if Path(name).is_dir() else folder / "results.json"
+    if not path.is_file():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
+def build_space(adapter: str, results: dict[str, Any], license: str | None, title: str) -> dict[str, bytes]:
+    """Return the Space's three files."""
+    base = results["base"]
+    if base["revision"] is None:
+        raise InputError(f"{adapter}: its base, {base['name']}, is not on the Hub, so a Space can't load it.")
+    values = {"title": title, "adapter": adapter, "base": base["name"], "license": f"license: {license}\n" if license else ""}
+    card = SPACE_CARD.format(gradio=importlib.metadata.version("gradio"), begin=BEGIN, end=END, **values)
+    source = APP.read_text(encoding="utf-8")
+    app = source.replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
+    pins = "".join(f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in REQUIREMENTS)
+    return {"README.md": card.encode(), "app.py": app.encode(), "requirements.txt": pins.encode()}
+
+
+def publish_space(arguments: argparse.Namespace) -> None:
+    """Plan, and with --push commit, the Space of a published adapter."""
+    from huggingface_hub import hf_hub_download
+
+    from eval.generate import download_adapter
+
+    check_repo_id(arguments.space)
+    if Path(arguments.adapter).is_dir():
+        raise InputError(f"{arguments.adapter}: a Space loads its adapter from the Hub. Push the run first, and name its Hub id.")
+    try:
+        folder = download_adapter(arguments.adapter).folder
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        with explain_errors(arguments.adapter, "adapter"):
+            card = Path(hf_hub_download(arguments.adapter, "README.md", revision=folder.name)).read_text(encoding="utf-8")
+        files = build_space(arguments.adapter, results, split_card(card)[0].get("license"), arguments.space.partition("/")[2])
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'") from None
+    target = Target(arguments.space, private=False if arguments.public else None, kind="space", sdk="gradio")
+    api = connect()
+    plan_push(api, files, target).print(target)
+    if not arguments.push:
+        print("Nothing has left this machine. Send it with --push.")
+        return
+    outcome = push(api, files, target, f"Demo of {arguments.adapter}")
+    print(f"{'committed' if outcome.committed else 'all of it was there already'}, and verified: {outcome.url}")
+
+
+if __name__ == "__main__":
+    run_command(main)

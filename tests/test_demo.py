@@ -1,0 +1,220 @@
+"""The demo's page in a browser, and as a Space on the Hub's double."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import run_python
+from hub_double import HubDouble
+
+from publish.app import LONGEST, describe_settings, mark_differences, tabulate_scores
+from sft.recipe import PROJECT
+from sft.run_dir import read_json
+
+if TYPE_CHECKING:
+    from selenium import webdriver
+
+SECONDS = 90  # for the page to come up, on a busy machine
+
+
+def test_differences_hold_all_words_of_both() -> None:
+    text, rewrite = "you are a stupid liar and a fool", "you are a liar and wrong"
+    marked = mark_differences(text, rewrite)
+    assert marked == [("you are a", None), ("stupid", "removed"), ("liar and", None), ("a fool", "removed"), ("wrong", "added")]
+    assert " ".join(words for words, kind in marked if kind != "added") == text
+    assert " ".join(words for words, kind in marked if kind != "removed") == rewrite
+    assert mark_differences("same", "same") == [("same", None)]
+    assert mark_differences("gone", "") == [("gone", "removed")]
+
+
+def test_scores_and_settings_are_those_of_the_results(mini_run: Path) -> None:
+    results = read_json(mini_run / "eval" / "results.json")
+    table = tabulate_scores(results)
+    for system in ("adapter", "copy", "delete", "human"):
+        assert f"{results['systems'][system]['chrf']['value']:.1f} [" in table
+    assert results["adapter"]["sha256"] in describe_settings(results)
+
+
+@pytest.fixture(scope="module")
+def address(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of a run, served by the command itself."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    port = 17860
+    command = [sys.executable, "-m", "publish.demo", str(mini_run), "--port", str(port)]
+    with log.open("w") as stream, subprocess.Popen(command, cwd=PROJECT, stdout=stream, stderr=stream) as process:
+        try:
+            for _ in range(SECONDS * 2):
+                assert process.poll() is None, log.read_text()
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            else:
+                raise AssertionError(log.read_text())
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def open_page(address: str) -> Iterator["webdriver.Chrome"]:
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    drivers = []
+
+    def start() -> "webdriver.Chrome":
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+        driver.set_window_size(1280, 1000)
+        drivers.append(driver)
+        driver.get(address)
+        wait_for(lambda: driver.find_elements("css selector", "#text textarea"))
+        return driver
+
+    yield start
+    for driver in drivers:
+        driver.quit()
+
+
+def wait_for(condition: object) -> object:
+    assert callable(condition)
+    for _ in range(SECONDS * 5):
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("nothing came")
+
+
+def enter(driver: "webdriver.Chrome", text: str) -> None:
+    box = driver.find_element("css selector", "#text textarea")
+    box.clear()
+    driver.execute_script(
+        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", box, text
+    )
+    driver.find_element("css selector", "button#go").click()
+
+
+def read_answer(driver: "webdriver.Chrome") -> str:
+    return str(driver.execute_script("return document.querySelector('#rewritten textarea').value"))
+
+
+def read_note(driver: "webdriver.Chrome") -> str:
+    return str(driver.execute_script("return (document.querySelector('#note') || {innerText: ''}).innerText"))
+
+
+def test_page_in_a_browser(open_page: object, mini_run: Path) -> None:
+    """Typing and clicking, an empty and a very long input, and two users at once, each with their own answer."""
+    assert callable(open_page)
+    first, second = open_page(), open_page()
+    texts = ["what a damn nuisance this is", "shut up and go away"]
+    done = run_python("-m", "eval.detoxify", mini_run, *texts)
+    expected = [line.strip() for line in done.stdout.splitlines()]
+    for driver, text in zip((first, second), texts, strict=True):
+        enter(driver, text)
+    for driver, answer in zip((first, second), expected, strict=True):
+        assert " ".join(str(wait_for(lambda driver=driver: read_answer(driver))).split()) == answer
+        assert driver.find_elements("css selector", "#changed")
+    enter(first, "   ")
+    wait_for(lambda: "Type a sentence first" in read_note(first))
+    assert read_answer(first) == ""
+    enter(first, "x " * LONGEST)
+    wait_for(lambda: f"expected at most {LONGEST}" in read_note(first))
+    assert " ".join(read_answer(second).split()) == expected[1], "the other user's page is as it was"
+    example = first.find_elements("xpath", "//*[contains(text(), 'Thanks for your help with the garden.')]")[-1]
+    example.click()
+    wait_for(lambda: "garden" in first.execute_script("return document.querySelector('#text textarea').value"))
+    assert not [entry for entry in first.get_log("browser") if entry["level"] == "SEVERE" and "127.0.0.1" not in entry["message"]]
+
+
+def test_port_in_use_is_one_error(address: str, mini_run: Path) -> None:
+    port = address.rpartition(":")[2]
+    done = run_python("-m", "publish.demo", mini_run, "--port", port)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: --port: {port} is in use. Name another."
+
+
+@pytest.fixture
+def published(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -> dict[str, str]:
+    """A run's files as an adapter of a base on the Hub; returns the environment that leads there."""
+    commit = hub.add_repo("model", "bigscience/bloom-mini", mini_base)
+    env = hub.environment(tmp_path / "cache")
+    results = read_json(mini_run / "eval" / "results.json")
+    results["base"] |= {"name": "bigscience/bloom-mini", "revision": commit, "weights": {}}
+    config = read_json(mini_run / "adapter" / "adapter_config.json")
+    config |= {"base_model_name_or_path": "bigscience/bloom-mini", "revision": commit}
+    files = {
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        "adapter_model.safetensors": (mini_run / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "adapter_config.json": json.dumps(config).encode(),
+        "results.json": json.dumps(results).encode(),
+    }
+    hub.add_repo("model", "me/adapter", files)
+    return env
+
+
+def test_space_is_committed_once_and_its_app_rewrites(hub: HubDouble, published: dict[str, str], tmp_path: Path) -> None:
+    command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo")
+    done = run_python(*command, env=published)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing has left this machine." in done.stdout
+    assert ("space", "me/demo") not in hub.repos
+    for said in ("committed, and verified", "all of it was there already"):
+        done = run_python(*command, "--push", env=published)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+    space = hub.repos["space", "me/demo"]
+    assert (space.sdk, space.private) == ("gradio", True)
+    assert set(space.files) >= {"README.md", "app.py", "requirements.txt"}
+    assert b"license: apache-2.0\n---" in space.files["README.md"]
+    assert all("==" in line for line in space.files["requirements.txt"].decode().splitlines())
+    # The app as it stands in the Space, in a process that knows nothing of this project.
+    app = tmp_path / "space" / "app.py"
+    app.parent.mkdir()
+    app.write_bytes(space.files["app.py"])
+    code = (
+        "import runpy; m = runpy.run_path('app.py'); rewrite, _ = m['load_from_hub'](m['ADAPTER']); print(rewrite('shut up now'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=app.parent, env=published | {"PATH": "/usr/bin", "OMP_NUM_THREADS": "2"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = run_python("-m", "eval.detoxify", "me/adapter", "shut up now", env=published)
+    assert done.stdout.split() == expected.stdout.split()
+
+
+def test_a_hub_that_asks_for_payment(hub: HubDouble, published: dict[str, str]) -> None:
+    hub.paid_spaces = True
+    done = run_python("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--push", env=published)
+    assert done.returncode == 4
+    assert "the Hub asks for payment for this" in done.stderr
+    assert ("space", "me/demo") not in hub.repos
+
+
+def test_what_a_space_can_not_load_is_refused(hub: HubDouble, mini_run: Path, published: dict[str, str]) -> None:
+    done = run_python("-m", "publish.demo", mini_run, "--space", "me/demo", env=published)
+    assert done.returncode == 2
+    assert "Push the run first" in done.stderr
+    assert not [path for method, path in hub.requests if method == "POST"]
+
+
+def test_without_gradio_the_command_says_how_to_get_it(mini_run: Path) -> None:
+    assert importlib.util.find_spec("gradio")
+    code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_module('publish.demo', run_name='__main__')"
+    done = run_python("-c", code, mini_run)
+    assert done.returncode == 2
+    assert done.stderr == "error: gradio is not installed. Install the demo's libraries: pip install -e '.[demo]'\n"
