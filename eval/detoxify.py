@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -16,6 +17,7 @@ def main() -> None:
     )
     parser.add_argument("adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text to rewrite; line breaks in it become spaces")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each text instead: text, rewrite")
     arguments = parser.parse_args()
     for number, text in enumerate(arguments.texts, start=1):
         if not is_unicode(text):
@@ -26,8 +28,10 @@ def main() -> None:
     rewriter = load_rewriter(find_adapter(arguments.adapter))
     lines = arguments.texts or read_lines()
     for chunk in split_chunks(lines, 8 * rewriter.settings.batch_size):
-        for rewrite in rewriter.rewrite(chunk):
-            print(clean_text(rewrite), flush=True)  # a line break in an answer would break the pairing of lines
+        for text, rewrite in zip(chunk, rewriter.rewrite(chunk), strict=True):
+            # A line break in an answer would break the pairing of lines.
+            line = json.dumps({"text": text.rstrip("\n"), "rewrite": rewrite}) if arguments.json else clean_text(rewrite)
+            print(line, flush=True)
 
 
 def read_lines() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test] [--limit N]"""
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     files.add_argument("--predictions", metavar="FILE", type=Path, help="a text a line, or .jsonl with `prediction`")
     files.add_argument("--references", metavar="FILE", type=Path, help="their rows, in order: a corpus, or a reference a line")
     files.add_argument("--train", metavar="SOURCE", help="a corpus to fit the toxicity classifier and the word list on")
-    files.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print results.json instead of a table")
     arguments = parser.parse_args()
     both = arguments.predictions and arguments.references
     if bool(arguments.run_dir) == bool(both) or (arguments.run_dir and (arguments.predictions or arguments.references)):
@@ -67,7 +68,10 @@ def main() -> None:
         results = describe_results(adapter, rows, scores, accuracy, seconds, state.num_processes)
         write_report(run, rows, generated, sentences, results, model.lexicon, settings.samples)
         shutil.rmtree(journal, ignore_errors=True)
-        print_results(run, rows.folder)
+        if arguments.json:
+            print(json.dumps(results))
+        else:
+            print_results(run, rows.folder)
     state.wait_for_everyone()
     state.destroy_process_group()
 

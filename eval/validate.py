@@ -1,6 +1,7 @@
 """Hold the metrics that need no references against people: python -m eval.validate FILE [--train SOURCE]"""
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,17 @@ def main() -> None:
         "--train", metavar="SOURCE", default=str(PROJECT / "recipes" / "tiny-corpus.tsv"),
         help="the corpus that the classifier and the word list are fitted on (default: the embedded one)",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     judged = read_judged(Path(arguments.file))
     corpus = read_corpus(DataConfig(source=arguments.train))
     seen = {normalise(row.toxic) for row in judged}
     train = [example for example in corpus.examples if normalise(example.toxic) not in seen]
-    print_validation(judged, train, len(corpus.examples) - len(train))
+    validation = validate(judged, train, len(corpus.examples) - len(train))
+    if arguments.json:
+        print(json.dumps(validation))
+    else:
+        print_validation(validation)
 
 
 def read_judged(path: Path) -> list[Judged]:
@@ -113,11 +119,9 @@ def correlate(one: Any, other: Any, systems: Any, sources: Any) -> dict[str, tup
     }
 
 
-def print_validation(judged: Sequence[Judged], train: Sequence[Example], left_out: int) -> None:
-    """Print a line for each metric, and how many systems it puts below copying and below cutting listed words."""
+def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) -> dict[str, Any]:
+    """Return each metric's rank correlations with people, and how many systems it puts below copying and cutting words."""
     import numpy as np
-    from rich.console import Console
-    from rich.table import Table
 
     from eval.baselines import delete_listed, fit_lexicon
 
@@ -128,22 +132,36 @@ def print_validation(judged: Sequence[Judged], train: Sequence[Example], left_ou
     outputs = [row.output for row in judged] + [*texts] + [delete_listed(text, lexicon) for text in texts]
     people = {name: np.array([row.judgements[name] for row in judged]) for name in JUDGEMENTS}
     people["joint"] = np.prod(list(people.values()), axis=0)
-
-    console = Console()
-    console.print(
-        f"{len(names)} systems, {len(texts)} sentences, {len(judged):,} outputs. Fitted on {len(train):,} sentences; "
-        f"{left_out} left out, as they are judged here.",
-        highlight=False,
-    )
-    table = Table("metric", "people's", "by system", "by sentence", "below a copy", "below cut words")
+    metrics = []
     for metric, scores in score_outputs(train, toxic, outputs).items():
         parts = np.split(scores, [len(judged), len(judged) + len(texts)])
         means = np.bincount(systems, parts[0]) / np.bincount(systems)
-        below = [f"{sum(means < part.mean())} of {len(names)}" for part in parts[1:]]
+        below = {label: int(sum(means < part.mean())) for label, part in zip(("copy", "delete"), parts[1:], strict=True)}
         for judgement in dict.fromkeys((AGAINST[metric], "joint")):
             found = correlate(parts[0], people[judgement], systems, sources)
-            cells = [f"{found[kind][0]:+.2f} [{found[kind][1]:+.2f}, {found[kind][2]:+.2f}]" for kind in ("system", "sentence")]
-            table.add_row(metric, judgement, *cells, *below)
+            rho = {kind: dict(zip(("value", "low", "high"), values, strict=True)) for kind, values in found.items()}
+            metrics.append({"metric": metric, "people": judgement, "spearman": rho, "systems_below": below})
+    counts = {"systems": len(names), "sentences": len(texts), "outputs": len(judged)}
+    return counts | {"fitted_on": len(train), "left_out": left_out, "metrics": metrics}
+
+
+def print_validation(validation: Mapping[str, Any]) -> None:
+    """Print a line for each metric and judgement."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{validation['systems']} systems, {validation['sentences']} sentences, {validation['outputs']:,} outputs. "
+        f"Fitted on {validation['fitted_on']:,} sentences; {validation['left_out']} left out, as they are judged here.",
+        highlight=False,
+    )
+    table = Table("metric", "people's", "by system", "by sentence", "below a copy", "below cut words")
+    for line in validation["metrics"]:
+        rho = [line["spearman"][kind] for kind in ("system", "sentence")]
+        cells = [f"{score['value']:+.2f} [{score['low']:+.2f}, {score['high']:+.2f}]" for score in rho]
+        below = [f"{number} of {validation['systems']}" for number in line["systems_below"].values()]
+        table.add_row(line["metric"], line["people"], *cells, *below)
     console.print(table)
 
 

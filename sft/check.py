@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,17 @@ class Preflight:
         values["model_revision"] = self.base.revision or values["model_revision"]
         values["data"]["revision"] = self.corpus.source.revision
         return values
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was found, for other programs."""
+        lengths = {split: sorted(rows.lengths) for split, rows in self.tokens.items()}
+        return {
+            "recipe": self.resolve_values(),
+            "base": self.base.describe(),
+            "data": self.describe_data(),
+            "longest_pair": {split: values[-1] if values else 0 for split, values in lengths.items()},
+            "parameters": {"trainable": self.parameters[0], "total": self.parameters[1]},
+        }
 
     def describe_data(self) -> dict[str, Any]:
         """Return the manifest of the run's data."""
@@ -266,8 +278,13 @@ def colour_tokens(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sft.check", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     arguments, words = parse_command(parser)
-    print_preflight(inspect_recipe(arguments.recipe, words))
+    preflight = inspect_recipe(arguments.recipe, words)
+    if arguments.json:
+        print(json.dumps(preflight.describe()))
+    else:
+        print_preflight(preflight)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Train an adapter: accelerate launch sft/run.py recipes/tiny.yaml [--key value …]"""
 
 import argparse
+import json
+
+from rich.console import Console
 
 from sft.check import inspect_recipe
 from sft.recipe import parse_command, run_command
-from sft.run_dir import RunDir, hold_run
+from sft.run_dir import RunDir, hash_file, hold_run, read_json
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="accelerate launch sft/run.py", description="Train the adapter of a recipe.")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the run directory")
+    parser.add_argument("--json", action="store_true", help="progress to standard error, and at the end one JSON object")
     arguments, words = parse_command(parser)
     preflight = inspect_recipe(arguments.recipe, words)
 
@@ -20,12 +24,16 @@ def main() -> None:
     checkpoint = find_start(run, preflight, arguments.overwrite)
     with hold_run(run):
         model = load_base(preflight.recipe, preflight.base)
-        trainer = build_trainer(preflight, model, run, checkpoint)
+        trainer = build_trainer(preflight, model, run, checkpoint, Console(stderr=arguments.json))
         open_run_dir(run, preflight, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         record_training(trainer, run)
         save_adapter(trainer, run, preflight.base)
-    trainer.accelerator.print(f"adapter: {run.adapter}\nnext: accelerate launch eval/run.py {run.root}")
+    if arguments.json:
+        done = {"run_dir": str(run.root), "adapter": {"sha256": hash_file(run.adapter_weights)}}
+        trainer.accelerator.print(json.dumps(done | read_json(run.environment)["training"]))
+    else:
+        trainer.accelerator.print(f"adapter: {run.adapter}\nnext: accelerate launch eval/run.py {run.root}")
     trainer.end()
 
 

@@ -90,7 +90,7 @@ def open_run_dir(run: RunDir, preflight: Preflight, checkpoint: Path | None) -> 
     if state.is_main_process:
         if checkpoint is None:
             if preflight.recipe.trl["resume_from_checkpoint"]:
-                print(f"no checkpoint in {run.root}: starting at step 0")
+                print(f"no checkpoint in {run.root}: starting at step 0", file=sys.stderr)
             run.clear()
             # First, as it marks the folder as a run: what is killed from here on can be started again.
             values = preflight.resolve_values()
@@ -241,8 +241,10 @@ def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> Dataset:
     return pack_dataset(Dataset.from_list(starts), max_length, "bfd")
 
 
-def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None) -> Trainer:
-    """Return the trainer, for rows that are tokenised already."""
+def build_trainer(
+    preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None, console: Console
+) -> Trainer:
+    """Return the trainer, for rows that are tokenised already; its progress goes to `console`."""
     evaluates = preflight.recipe.trl["eval_strategy"] != "no"
     packed = preflight.recipe.trl["packing"] and preflight.config.model_type == "bloom"
     config = build_sft_config(preflight.recipe, run, packed)
@@ -265,7 +267,7 @@ def build_trainer(preflight: Preflight, model: PreTrainedModel, run: RunDir, che
     if config.use_cpu and preflight.recipe.trl["attn_implementation"] != "eager":
         quicken_dropout(trainer.model)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLog(run, len(rows) / len(trainer.train_dataset)))
+    trainer.add_callback(ProgressLog(run, len(rows) / len(trainer.train_dataset), console))
     return trainer
 
 
@@ -277,10 +279,10 @@ class ProgressLog(TrainerCallback):
     `learning_rate`, `grad_norm`, …, or `eval_loss`. All of them count on after an interruption. The last line sums up.
     """
 
-    def __init__(self, run: RunDir, samples_per_row: float) -> None:
+    def __init__(self, run: RunDir, samples_per_row: float, console: Console) -> None:
         self.run = run
         self.samples_per_row = samples_per_row
-        self.console = Console()
+        self.console = console
         columns = (
             TextColumn("training"),
             BarColumn(),

@@ -1,9 +1,13 @@
-"""Each command's help: quick, and without importing torch."""
+"""Each command's help, quick and without importing torch; and its JSON."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 from conftest import run_python
+
+from sft.run_dir import hash_file
 
 COMMANDS = {
     "train": ["sft/run.py"],
@@ -12,7 +16,11 @@ COMMANDS = {
     "export": ["-m", "sft.recipe", "export"],
     "evaluate": ["eval/run.py"],
     "detoxify": ["-m", "eval.detoxify"],
+    "compare": ["-m", "eval.compare"],
+    "validate": ["-m", "eval.validate"],
     "publish": ["-m", "publish.run"],
+    "verify": ["-m", "publish.verify"],
+    "demo": ["-m", "publish.demo"],
     "pretrain": ["recipes/bloom-tiny/pretrain.py"],
 }
 
@@ -26,6 +34,28 @@ def test_help_is_quick(name: str) -> None:
     assert "usage: " in done.stdout
     for package in ("torch", "transformers", "datasets", "pandas"):
         assert not any(line.rpartition("|")[2].strip() == package for line in done.stderr.splitlines()), package
+
+
+def test_json_is_one_object_for_other_programs(mini_arguments: list[str], mini_run: Path, tmp_path: Path) -> None:
+    """What each command prints with --json parses, alone on standard output."""
+    root = tmp_path / "run"
+    found = {}
+    for name, command in {
+        "check": ["-m", "sft.check", *mini_arguments],
+        "train": ["sft/run.py", *mini_arguments, "--output_dir", root, "--max_steps", "1"],
+        "evaluate": ["eval/run.py", mini_run, "--limit", "3"],
+        "detoxify": ["-m", "eval.detoxify", mini_run, "shut up"],
+    }.items():
+        done = run_python(*command, "--json")
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout)
+    assert found["check"]["data"]["leaks"] == 0
+    assert found["train"]["steps"] == 1
+    assert found["train"]["adapter"]["sha256"] == hash_file(root / "adapter" / "adapter_model.safetensors")
+    assert found["evaluate"]["data"]["rows"] == 3
+    assert found["detoxify"].keys() == {"text", "rewrite"}
+    done = run_python("-m", "sft.check", "none.yaml", "--json")
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (2, 2)
 
 
 def test_help_of_training_names_every_key() -> None:
