@@ -26,7 +26,15 @@ def render_page(
     """Return the page. Plots that the folder `plots` has not are left out; listed words are masked until clicked."""
     import jinja2
 
-    from eval.report import LABELS, describe_differences, format_interval, format_value, name_metrics, name_system
+    from eval.report import (
+        LABELS,
+        describe_differences,
+        format_interval,
+        format_value,
+        name_metrics,
+        name_system,
+        tabulate_protocol,
+    )
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     environment.filters |= {"system": name_system, "words": lambda text: mask_words(text, lexicon)}
@@ -46,6 +54,7 @@ def render_page(
         format_value=format_value,
         images=list(images.values()),
         samples=rows,
+        protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
     )
 
 

@@ -170,6 +170,15 @@ def describe_difference(results: Mapping[str, Any], system: str) -> str:
     return text if interval.excludes_zero() else f"{text} (not significant, the interval holds 0)"
 
 
+def tabulate_protocol(part: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a protocol's table, its head first: each system's measures with their intervals."""
+    measures = list(next(iter(part["systems"].values())))
+    rows = [[part["protocol"], *measures]]
+    for system, scores in part["systems"].items():
+        rows.append([name_system(system), *(format_interval(measure, scores[measure]) for measure in measures)])
+    return rows
+
+
 def print_scores(results: Mapping[str, Any], title: str) -> None:
     """Print the table of the systems' scores, and the first one's differences to the others."""
     from rich.console import Console
@@ -189,6 +198,7 @@ def print_scores(results: Mapping[str, Any], title: str) -> None:
 def print_results(run: RunDir, folder: Path) -> None:
     """Print an evaluation's score table, three samples, and where everything lies."""
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     console = Console()
@@ -198,6 +208,12 @@ def print_results(run: RunDir, folder: Path) -> None:
     if data["rows"] < data["rows_of"]:
         title += f", the first of {data['rows_of']:,}"
     print_scores(results, title)
+    for part in results.get("protocols", ()):
+        head, *rows = tabulate_protocol(part)
+        table = Table(*head, title=part["source"], caption=part["note"])
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     if data["left_out_as_seen"]:
         console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
     for line in choose_samples(lines, 3):

@@ -43,6 +43,7 @@ def main() -> None:
 
     from eval.baselines import choose_shots
     from eval.generate import open_adapter, rewrite_texts
+    from eval.protocols import resolve_models, score_protocols
     from eval.report import describe_results, print_results, write_report
     from eval.results import complete_outputs, describe_scores
     from eval.stress import judge_outputs, list_texts
@@ -51,6 +52,7 @@ def main() -> None:
 
     adapter = open_adapter(run)
     state = join_processes()
+    commits = resolve_models(settings.protocols, settings.pins)
     texts, journal = [example.toxic for example in rows.examples], rows.folder / "unfinished"
     generated: dict[str, list[str]] = {}
     generated["adapter"], seconds = rewrite_texts(adapter, texts, journal)
@@ -65,6 +67,7 @@ def main() -> None:
         scores, sentences = describe_scores(rows.examples, outputs, model, "human" in settings.baselines)
         accuracy = model.measure_accuracy(read_split(run, "validation"))
         scores["stress"] = judge_outputs(stressed) if settings.stress else []
+        scores["protocols"] = score_protocols(settings.protocols, commits, rows.examples, outputs)
         results = describe_results(adapter, rows, scores, accuracy, seconds, state.num_processes)
         write_report(run, rows, generated, sentences, results, model.lexicon, settings.samples)
         shutil.rmtree(journal, ignore_errors=True)

@@ -16,6 +16,7 @@ from eval.report import (
     format_interval,
     format_value,
     name_metrics,
+    tabulate_protocol,
 )
 from sft.data import clean_text, count
 from sft.prompt import format_prompt
@@ -113,6 +114,7 @@ def render_card(facts: CardFacts) -> str:
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
         slices=tabulate_slices(results),
+        protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
         example=next(iter(choose_examples(results)), None),
         samples=samples,
         prompt=format_prompt("TEXT"),

@@ -142,6 +142,7 @@ def describe(text: str, default: Any) -> Any:
 
 
 BASELINES = ("copy", "delete", "base", "few_shot", "human")
+PROTOCOLS = ("paradetox-2022", "pan-2024", "pan-2025")  # of eval/protocols.py
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class EvalConfig:
     baselines: tuple[str, ...] = describe(
         "what is scored beside the adapter, of copy, delete, base, few_shot and human", BASELINES
     )
+    protocols: tuple[str, ...] = describe(f"the field's own scores, with models from the Hub: {', '.join(PROTOCOLS)}", ())
+    pins: tuple[str, ...] = describe("commits of the protocols' models, each as model@commit; none: the newest, recorded", ())
 
 
 @dataclass(frozen=True)
@@ -523,6 +526,12 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
     for name in recipe.eval.baselines:
         if name not in BASELINES:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(BASELINES)}.", "eval.baselines")
+    for name in recipe.eval.protocols:
+        if name not in PROTOCOLS:
+            yield RecipeError(f"found {name!r}, expected some of {', '.join(PROTOCOLS)}.", "eval.protocols")
+    for pin in recipe.eval.pins:
+        if not all(pin.partition("@")):
+            yield RecipeError(f"found {pin!r}, expected model@commit, such as owner/name@0123abc.", "eval.pins")
     if recipe.publish.repo_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.publish.repo_id):
         yield RecipeError(f"found {recipe.publish.repo_id!r}, expected owner/name.", "publish.repo_id")
 

@@ -1,0 +1,206 @@
+"""The field's protocols with miniature models from the Hub's double: formulas, labels whatever their order, commits."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import run_python
+from hub_double import HubDouble
+
+from eval import protocols
+from eval.protocols import LABSE, PROTOCOLS, Classifier
+from sft import recipe
+
+GOOD, BAD = (
+    ["a good day", "what a good plan", "the plan is good", "a day"],
+    ["a bad day", "what a bad plan", "the plan is bad", "bad"],
+)
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "bad", "day", "good", "is", "plan", "the", "what"]
+
+
+def make_bert(folder: Path) -> Any:
+    """Return the config of a tiny BERT, with its tokenizer saved in `folder`."""
+    import torch
+    from transformers import BertConfig, BertTokenizerFast
+
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertConfig(vocab_size=len(WORDS), hidden_dropout_prob=0, attention_probs_dropout_prob=0, **shape)
+
+
+def make_classifier(folder: Path, labels: tuple[str, str]) -> Path:
+    """Train a classifier that tells GOOD (the label that is no "toxic" or "unacceptable") from BAD."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    config = make_bert(folder)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
+    model = BertForSequenceClassification(config)
+    inputs = AutoTokenizer.from_pretrained(folder)([*GOOD, *BAD], padding=True, return_tensors="pt")
+    bad = next(number for number, label in enumerate(labels) if label in ("toxic", "unacceptable", "LABEL_1"))
+    targets = torch.tensor([1 - bad] * len(GOOD) + [bad] * len(BAD))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(60):
+        model(**inputs, labels=targets).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_encoder(folder: Path) -> Path:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertModel
+
+    bert = folder.parent / f"{folder.name}-bert"
+    BertModel(make_bert(bert)).save_pretrained(bert)
+    transformer = Transformer(str(bert))
+    SentenceTransformer(modules=[transformer, Pooling(16)]).save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The models of all protocols; the two toxicity classifiers of PAN with their labels in opposite orders."""
+    root = tmp_path_factory.mktemp("protocols")
+    return {
+        "s-nlp/roberta_toxicity_classifier": make_classifier(root / "a", ("neutral", "toxic")),
+        "textdetox/xlmr-large-toxicity-classifier": make_classifier(root / "b", ("toxic", "neutral")),
+        "textdetox/xlmr-large-toxicity-classifier-v2": make_classifier(root / "c", ("LABEL_0", "LABEL_1")),
+        "cardiffnlp/twitter-xlm-roberta-large-2022": root / "c",
+        "cointegrated/roberta-large-cola-krishna2020": make_classifier(root / "d", ("acceptable", "unacceptable")),
+        LABSE: make_encoder(root / "e"),
+    }
+
+
+def load(folders: dict[str, Path], name: str) -> dict[str, Any]:
+    """Return a protocol's models, from folders."""
+    protocol = PROTOCOLS[name]
+    paths = {role: str(folders[model]) for role, model in protocol.models.items()}
+    commits = dict.fromkeys(paths.values())
+    local = protocols.Protocol(paths, "", "", protocol.score)
+    return {role: protocols.load_model(role, local, commits) for role in paths if role != "tokenizer"}  # type: ignore[arg-type]
+
+
+def test_names_are_those_of_the_recipe() -> None:
+    assert tuple(PROTOCOLS) == recipe.PROTOCOLS
+
+
+@pytest.mark.parametrize("labels", [("neutral", "toxic"), ("toxic", "neutral"), ("LABEL_0", "LABEL_1")])
+def test_labels_are_found_in_either_order(labels: tuple[str, str], tmp_path: Path) -> None:
+    folder = str(make_classifier(tmp_path / "model", labels))
+    classifier = Classifier(folder, {folder: None}, protocols.NEUTRAL, 0, folder)  # type: ignore[dict-item]
+    good, bad = classifier.estimate(GOOD), classifier.estimate(BAD)
+    assert good.min() > 0.8
+    assert bad.max() < 0.2
+    assert classifier.estimate(GOOD * 20).shape == (80,)
+
+
+SOURCES = ["a bad day", "what a bad plan", "the plan is bad"]
+OUTPUTS = ["a good day", "what a bad plan", "the plan"]
+REFERENCES = ["a day", "what a good plan", "the plan is good"]
+
+
+def test_paradetox_2022_counts_classes(folders: dict[str, Path]) -> None:
+    scores = PROTOCOLS["paradetox-2022"].score(load(folders, "paradetox-2022"), SOURCES, OUTPUTS, REFERENCES)
+    assert scores["STA"].tolist()[:2] == [1, 0]
+    assert scores["FL"].tolist()[:2] == [1, 0]
+    assert scores["SIM"][1] == pytest.approx(1, abs=1e-5)
+    assert scores["SIM"][0] < 0.999
+
+
+def test_pan_2024_by_its_formula(folders: dict[str, Path]) -> None:
+    from sacrebleu.metrics import CHRF
+
+    models = load(folders, "pan-2024")
+    scores = PROTOCOLS["pan-2024"].score(models, SOURCES, OUTPUTS, REFERENCES)
+    assert scores["STA"][0] > 0.8 > 0.2 > scores["STA"][1]
+    assert scores["FL"].tolist() == [CHRF().sentence_score(o, [r]).score / 100 for o, r in zip(OUTPUTS, REFERENCES, strict=True)]
+    assert scores["SIM"][1] == pytest.approx(1, abs=1e-5)
+
+
+def test_pan_2025_rewards_what_is_as_neutral_as_the_reference(folders: dict[str, Path]) -> None:
+    models = load(folders, "pan-2025")
+    scores = PROTOCOLS["pan-2025"].score(models, SOURCES, OUTPUTS, REFERENCES)
+    assert scores.keys() == {"STA", "SIM"}
+    p = models["STA"].estimate
+    for row, (source, output, reference) in enumerate(zip(SOURCES, OUTPUTS, REFERENCES, strict=True)):
+        neutral, before, human = (p([text])[0] for text in (output, source, reference))
+        expected = max((neutral + float(before <= neutral)) / 2, float(human <= neutral))
+        assert scores["STA"][row] == pytest.approx(expected, abs=1e-5)
+    copied = PROTOCOLS["pan-2025"].score(models, SOURCES, REFERENCES, REFERENCES)
+    np.testing.assert_allclose(copied["STA"], 1)
+    assert (copied["SIM"] <= 1 + 1e-6).all()
+    assert (copied["SIM"] >= 0.6 - 0.4).all()
+
+
+@pytest.fixture
+def asked(mini_run: Path, tmp_path: Path) -> Path:
+    """A run whose recipe asks for all protocols."""
+    root = tmp_path / "run"
+    shutil.copytree(mini_run, root)
+    shutil.rmtree(root / "eval")
+    text = (root / "recipe.yaml").read_text()
+    assert "  protocols: []\n" in text
+    (root / "recipe.yaml").write_text(text.replace("  protocols: []\n", f"  protocols: [{', '.join(PROTOCOLS)}]\n"))
+    return root
+
+
+def test_all_protocols_from_the_hub(hub: HubDouble, folders: dict[str, Path], asked: Path, tmp_path: Path) -> None:
+    import jsonschema
+
+    commits = {name: hub.add_repo("model", name, folder) for name, folder in folders.items()}
+    env = hub.environment(tmp_path / "cache")
+    done = run_python("eval/run.py", asked, env=env)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((asked / "eval" / "results.json").read_text())
+    jsonschema.validate(results, json.loads(Path("eval/results.schema.json").read_text()))
+    assert all(measure in done.stdout for measure in ("STA", "SIM", "FL", "J"))
+    parts = {part["protocol"]: part for part in results["protocols"]}
+    assert list(parts) == list(PROTOCOLS)
+    for name, part in parts.items():
+        assert part["models"] == {model: commits[model] for model in PROTOCOLS[name].models.values()}
+        assert {"adapter", "copy", "delete"} <= part["systems"].keys()
+        assert part["systems"]["copy"]["SIM"]["value"] <= 1 + 1e-6
+        assert ("J" in part["systems"]["adapter"]) == (name != "pan-2025")
+        signatures = {score["signature"] for score in part["systems"]["adapter"].values()}
+        assert all(signature.startswith(f"{name}|") for signature in signatures)
+    done = run_python("-m", "publish.run", asked, env=env | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    card = (asked / "publish" / "README.md").read_text()
+    assert all(f"### {name}\n" in card for name in PROTOCOLS)
+
+
+def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(hub: HubDouble, asked: Path, tmp_path: Path) -> None:
+    done = run_python("eval/run.py", asked, env=hub.environment(tmp_path / "cache"))
+    assert done.returncode == 2
+    assert "s-nlp/roberta_toxicity_classifier is neither a local model nor one on the Hub" in done.stderr
+    assert not (asked / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--eval.protocols", "pan-2023"],
+            "--eval.protocols: found 'pan-2023', expected some of paradetox-2022, pan-2024, pan-2025.",
+        ),
+        (["--eval.pins", "a/b"], "--eval.pins: found 'a/b', expected model@commit, such as owner/name@0123abc."),
+    ],
+)
+def test_broken_recipes(words: list[str], message: str) -> None:
+    done = run_python("-m", "sft.check", "recipes/tiny.yaml", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_a_pin_that_no_protocol_uses() -> None:
+    with pytest.raises(recipe.InputError, match=r"eval\.pins: no protocol asked for uses a/b"):
+        protocols.resolve_models(["pan-2024"], ["a/b@123"])
