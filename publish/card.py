@@ -46,13 +46,14 @@ LICENSES = {
 RAIL_DUTIES = (
     "It is a Responsible AI Licence. Its restrictions of use cover works derived from the model, so this adapter too, and",
     "whoever passes it on, changed or not, must pass them on in an agreement that binds the next user, with a copy of the",
-    "licence, and must say what was changed. What was changed here: LoRA weights were trained, see README.md; the base",
-    "model's own weights are not in this repository. In short, and without replacing the licence's text, it must not be used",
-    "to break the law; to harm or exploit minors, or anybody; to spread false information in order to harm; to generate or",
-    "spread personal data that harms; to write without saying that a machine has written; to defame or harass; to imitate a",
-    "person without consent; to decide by itself what rights or duties somebody has; to discriminate or to exploit",
-    "weaknesses of groups; for medical advice or the interpretation of medical results; nor in the administration of",
-    "justice, law enforcement, immigration or asylum to predict what people will do.",
+    "licence, and must say what was changed. What was changed here: LoRA weights were trained, see README.md.",
+    "",
+    "In short, and without replacing the licence's text, it must not be used to break the law; to harm or exploit minors, or",
+    "anybody; to spread false information in order to harm; to generate or spread personal data that harms; to write without",
+    "saying that a machine has written; to defame or harass; to imitate a person without consent; to decide by itself what",
+    "rights or duties somebody has; to discriminate or to exploit weaknesses of groups; for medical advice or the",
+    "interpretation of medical results; nor in the administration of justice, law enforcement, immigration or asylum to",
+    "predict what people will do.",
 )
 
 
@@ -67,6 +68,7 @@ class CardFacts:
     results: Mapping[str, Any]
     predictions: Sequence[Mapping[str, Any]]
     lexicon: Collection[str]  # words that are masked in samples
+    merged: Mapping[str, Any] | None = None  # see `publish.merge.write_merged`
 
 
 def render_card(facts: CardFacts) -> str:
@@ -121,6 +123,7 @@ def render_card(facts: CardFacts) -> str:
         license=publish["license"],
         license_url=LICENSES.get(publish["license"]),
         is_rail=is_rail(publish["license"]),
+        merged=facts.merged,
         data_license=publish["data_license"],
     )
 
@@ -165,7 +168,10 @@ def write_license(facts: CardFacts) -> str | None:
     if license in LICENSES:
         lines.append(f"The licence's full text, which is the one that counts: {LICENSES[license]}")
     if is_rail(license):
-        lines += ["", *RAIL_DUTIES]
+        weights = (
+            "The folder merged/ holds its base's weights, changed by it." if facts.merged else "Its base's weights are not here."
+        )
+        lines += ["", *RAIL_DUTIES, "", weights]
     return "\n".join(lines) + "\n"
 
 

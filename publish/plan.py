@@ -1,5 +1,6 @@
 """The publish folder: exactly the files that a push would commit, made from a run whose parts belong together."""
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -78,13 +79,20 @@ def clean_recipe(run: RunDir) -> str:
     return dump_yaml(clean(values))
 
 
-def write_publish_folder(run: RunDir, repo_id: str | None = None) -> list[Path]:
-    """Make the publish folder anew, complete or not at all; return its files.
+def write_publish_folder(run: RunDir, repo_id: str | None = None, merged: bool = False) -> list[Path]:
+    """Make the publish folder anew, complete or not at all; return its files. With `merged`, also the merged model.
 
     Raises:
-        Refusal: something in it must not leave this machine; or see `read_facts`.
+        Refusal: something in it must not leave this machine; or see `read_facts` and `write_merged`.
     """
     facts = read_facts(run, repo_id)
+    extra: dict[str, Path] = {}
+    if merged:
+        from publish.merge import write_merged
+
+        folder = run.root / ".merged"
+        facts = dataclasses.replace(facts, merged=write_merged(run, folder, facts.predictions))
+        extra = {f"merged/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
     files = {
         run.adapter_config: "adapter_config.json",
         run.adapter_weights: "adapter_model.safetensors",
@@ -96,6 +104,7 @@ def write_publish_folder(run: RunDir, repo_id: str | None = None) -> list[Path]:
             raise RunError(f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others.")
     contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
     contents |= {name: source.read_bytes() for source, name in files.items()}
+    contents |= {name: source.read_bytes() for name, source in extra.items()}
     if license := write_license(facts):
         contents["LICENSE"] = license.encode()
     if found := find_private(contents):
@@ -110,6 +119,7 @@ def write_publish_folder(run: RunDir, repo_id: str | None = None) -> list[Path]:
             os.fsync(stream.fileno())
     shutil.rmtree(run.publish, ignore_errors=True)
     temporary.replace(run.publish)
+    shutil.rmtree(run.root / ".merged", ignore_errors=True)
     return [run.publish / name for name in sorted(contents)]
 
 

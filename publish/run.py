@@ -26,6 +26,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repo_id", help="OWNER/NAME on the Hub (default: the recipe's publish.repo_id)")
     parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to commit to, made where there is none")
     parser.add_argument("--pr", action="store_true", help="open a pull request instead of committing to the branch")
+    parser.add_argument(
+        "--merged", action="store_true", help="also publish the model merged into 16-bit weights, checked on the test split"
+    )
     parser.add_argument("--tag", help="tag the verified commit, e.g. v1")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
@@ -48,7 +51,7 @@ def main() -> None:
         raise InputError("no repository is named. Expected --repo_id OWNER/NAME, or publish.repo_id in the recipe.")
     if repo_id:
         check_repo_id(repo_id)
-    paths = write_publish_folder(run, repo_id)
+    paths = write_publish_folder(run, repo_id, arguments.merged)
     files = {path.relative_to(run.publish).as_posix(): path.read_bytes() for path in paths}
     report: dict[str, Any] = {"folder": str(run.publish), "files": describe_files(files), "repo_id": repo_id, "pushed": False}
     if not arguments.json:

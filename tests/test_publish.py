@@ -361,5 +361,30 @@ def test_facts_of_a_run_are_complete(mini_run: Path) -> None:
     assert render_card(facts).startswith("---\n")
 
 
+def test_merged_model_is_checked_and_loads_alone(own_run: RunDir, call_main: Main) -> None:
+    from transformers import AutoModelForCausalLM
+
+    call_main("publish.run", own_run.root, "--merged")
+    folder = own_run.publish / "merged"
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert str(own_run.root.parent) not in (folder / "config.json").read_text()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert str(model.dtype) == "torch.bfloat16"
+    assert not hasattr(model.config, "quantization_config")
+    card = (own_run.publish / "README.md").read_text()
+    assert 'subfolder="merged"' in card
+    rows = len(read_json_lines(own_run.eval / "predictions.jsonl"))
+    assert f"of its {rows} rewrites are those of the adapter" in card
+
+
+def test_a_merge_that_loses_too_much_is_refused(own_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    from publish import merge
+
+    monkeypatch.setattr(merge, "LARGEST_LOSS", -101.0)  # as if the merged model had lost all
+    with pytest.raises(Refusal, match=r"merged into 16-bit weights, .* Publish the adapter without --merged"):
+        write_publish_folder(own_run, merged=True)
+    assert not own_run.publish.exists()
+
+
 if __name__ == "__main__":
     GOLDEN.write_text(render_card(golden_facts()), encoding="utf-8")

@@ -238,10 +238,16 @@ def test_two_processes_train_one_run(launcher: list[str], mini_arguments: list[s
     done = run_python("-m", *launcher, "eval/run.py", root)
     assert done.returncode == 0, done.stderr
     by_two = (run.eval / "predictions.jsonl").read_bytes()
-    assert read_json(run.eval / "results.json")["processes"] == 2
+    results = read_json(run.eval / "results.json")
+    assert results["processes"] == 2
     done = run_python("eval/run.py", root)
     assert done.returncode == 0, done.stderr
     assert (run.eval / "predictions.jsonl").read_bytes() == by_two
+    by_one = read_json(run.eval / "results.json")
+    assert [key for key in results if results[key] != by_one[key]] in (
+        ["created", "generation_seconds", "processes"],
+        ["created", "processes"],
+    )
 
 
 @pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp", "deepspeed_zero3"])

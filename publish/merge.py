@@ -1,0 +1,54 @@
+"""The adapter merged into its base, in 16 bit: made, and held against the predictions that were evaluated."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft.run_dir import Refusal, RunDir
+
+LARGEST_LOSS = 1.0  # BLEU; rounding to 16 bit, and a base that was quantised, may change a few rewrites
+
+
+def write_merged(run: RunDir, folder: Path, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write the merged model into `folder`; return how well it agrees: `rows`, `same` rewrites, `bleu` and `bleu_unmerged`.
+
+    The base is what the adapter was trained on: the quantised weights, turned back. It is merged in float32 on the CPU,
+    rounded to bfloat16, read back, and rewrites the test split.
+
+    Raises:
+        Refusal: its BLEU is more than LARGEST_LOSS below that of the unmerged adapter.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from eval.generate import Rewriter, open_adapter
+    from eval.metrics import compute_bleu
+    from sft.bloom import fuse
+    from sft.check import quiet_libraries
+    from sft.model import join_processes, load_finetuned, load_tokenizer
+
+    quiet_libraries()
+    adapter = open_adapter(run)
+    device = join_processes().device
+    model = load_finetuned(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(torch.bfloat16)
+    model.config.name_or_path = adapter.base.name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
+    tokenizer.save_pretrained(folder)
+    del model
+    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype="float32" if device.type == "cpu" else "bfloat16")
+    fuse(read_back)
+    rewriter = Rewriter(read_back.to(device).eval(), tokenizer, adapter.settings)
+    rewrites = rewriter.rewrite([line["toxic"] for line in predictions], "merged model")
+    references = [line["references"] for line in predictions]
+    unmerged = [line["prediction"] for line in predictions]
+    bleu, before = (compute_bleu(texts, references).value for texts in (rewrites, unmerged))
+    if bleu < before - LARGEST_LOSS:
+        raise Refusal(
+            f"merged into 16-bit weights, the model has BLEU {bleu:.1f} on the test split, and {before:.1f} unmerged: "
+            f"more than {LARGEST_LOSS} less. Publish the adapter without --merged."
+        )
+    same = sum(one == other for one, other in zip(rewrites, unmerged, strict=True))
+    return {"rows": len(rewrites), "same": same, "bleu": bleu, "bleu_unmerged": before}
