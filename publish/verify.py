@@ -124,7 +124,8 @@ def main() -> None:
         print_checks(checks)
     failed = [check.what for check in checks if not check.holds]
     if failed:
-        raise Refusal(f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers do not hold: {', '.join(failed)}.")
+        message = f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers do not hold: {', '.join(failed)}."
+        raise Refusal(message, report)
     print(json.dumps(report) if arguments.json else f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers hold.")
 
 

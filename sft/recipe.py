@@ -102,9 +102,16 @@ KIND_NAMES = {
 
 
 class InputError(ValueError):
-    """Bad input: says what was found, what is expected, where, and how to mend it. Commands print it and exit with `status`."""
+    """Bad input: says what was found, what is expected, where, and how to mend it. Commands print it and exit with `status`.
+
+    `report` is what a command with --json says beside the error.
+    """
 
     status = 2
+
+    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = dict(report or {})
 
 
 class RecipeError(InputError):
@@ -598,7 +605,7 @@ def exit_with(error: InputError) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
         if "--json" in sys.argv:
-            print(json.dumps({"error": str(error), "status": error.status}))
+            print(json.dumps({"error": str(error), "status": error.status} | error.report))
     raise SystemExit(error.status)
 
 

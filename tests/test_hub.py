@@ -76,6 +76,7 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     repo.commit_files("refs/heads/main", repo.files | {"README.md": card.replace(f"value: {told}", "value: 99.5", 1).encode()})
     done = run_python(*verify, env=hub.environment(tmp_path / "third"))
     assert done.returncode == 3
+    assert [check["what"] for check in json.loads(done.stdout)["checks"] if not check["holds"]] == ["BLEU on the card"]
     assert "its card's numbers do not hold: BLEU on the card." in done.stderr
 
 
