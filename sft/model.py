@@ -240,13 +240,17 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
 
 
 def join_processes(use_cpu: bool = False) -> "PartialState":
-    """Return the state of the processes that the launcher started, after joining them.
+    """Return the state of the processes that the launcher started, after joining them, with the cores dealt out.
 
-    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one.
+    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one. Its launcher gives a
+    process one thread, where nothing else is said, and leaves the other cores idle.
     """
     import torch
     from accelerate import PartialState
+    from joblib import cpu_count
 
+    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        torch.set_num_threads(max(1, cpu_count(only_physical_cores=True) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 

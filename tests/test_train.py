@@ -219,6 +219,18 @@ def test_file_in_place_of_the_run(mini_arguments: list[str], call_main: Main, tm
         call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "run")
 
 
+def test_launchers_one_thread_becomes_all_cores(tmp_path: Path) -> None:
+    """accelerate launch gives a single process OMP_NUM_THREADS=1."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from sft.model import join_processes; join_processes(True)\n"
+        "import joblib, torch; print(torch.get_num_threads(), joblib.cpu_count(only_physical_cores=True))"
+    )
+    launched = run_python("-m", "accelerate.commands.launch", script).stdout.split()
+    assert launched and launched[0] == launched[1], launched
+    assert run_python(script, env={"OMP_NUM_THREADS": "1"}).stdout.split()[0] == "1"  # a user's own word stands
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
