@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl.trainer.utils
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,12 +24,12 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer, get_peft_config, pack_dataset
-from trl.kernels.chunked_logprob import _use_triton as use_triton
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft.bloom import quicken_dropout
 from sft.check import Preflight
 from sft.data import SPLITS
+from sft.loss import score_labelled_positions
 from sft.model import build_model_config, build_sft_config, join_processes
 from sft.recipe import PROJECT, dump_yaml, load_recipe
 from sft.run_dir import RunDir, RunError, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
@@ -221,15 +220,6 @@ class Trainer(SFTTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(types[name])
-
-
-def score_labelled_positions() -> None:
-    """Have TRL's loss pass the labelled positions alone through the LM head on a CPU too, as it does on a GPU.
-
-    This replaces a private function of TRL 1.16 for the whole process: its fused head scores every position where
-    Triton does not run, for devices that compile each new shape. Loss and gradient are the same but for rounding.
-    """
-    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or use_triton(device)
 
 
 def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> Dataset:

@@ -123,41 +123,6 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
     assert not run.checkpoints.exists()
 
 
-def test_labelled_positions_alone_give_the_same_loss_and_gradient(mini_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    import trl.trainer.utils
-    from transformers import AutoModelForCausalLM
-
-    from sft.train import score_labelled_positions
-
-    class Spy:
-        @staticmethod
-        def apply(hidden: torch.Tensor, *arguments: object) -> object:
-            scored.append(len(hidden))
-            return project(hidden, *arguments)
-
-    project, scored = trl.trainer.utils._ChunkedLogProbFunction.apply, []
-    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Spy)
-    monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda _: False)
-    model = AutoModelForCausalLM.from_pretrained(mini_base)
-    trl.trainer.utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    ids = torch.arange(4, 84).reshape(4, 20)
-    labels = ids.masked_fill(torch.arange(20) < 13, -100)
-    labels[3] = -100  # a row without a label
-    found = []
-    for prepare in (lambda: None, score_labelled_positions):
-        prepare()
-        model.zero_grad()
-        output = model(input_ids=ids, labels=labels, fused_lm_head=True)
-        output.loss.backward()
-        found.append((output, [weight.grad.clone() for weight in model.parameters()]))
-    (all_positions, gradients), (labelled, same_gradients) = found
-    assert scored == [4 * 19, 3 * 7]
-    torch.testing.assert_close(labelled.loss, all_positions.loss)
-    torch.testing.assert_close(labelled.entropy, all_positions.entropy)
-    torch.testing.assert_close(same_gradients, gradients)
-
-
 def test_finished_run_is_not_overwritten(mini_run: Path, mini_arguments: list[str], call_main: Main) -> None:
     before = {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
     with pytest.raises(RunError, match=r"a finished run is here\. --overwrite replaces it"):
