@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 
-LOGITS_BYTES = 2**27  # at most this much for the logits of a block of tokens, in float32
+LOGITS_BYTES = 2**26  # at most this much for the logits of a block of tokens, in float32
 
 
 class FrozenHeadLogProbs(torch.autograd.Function):

@@ -3,6 +3,7 @@
 torch and transformers take seconds to import; they are imported where they are used, after arguments are read.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -240,10 +241,11 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
 
 
 def join_processes(use_cpu: bool = False) -> "PartialState":
-    """Return the state of the processes that the launcher started, after joining them, with the cores dealt out.
+    """Return the state of the processes that the launcher started, after joining them, with CPU threads and caches set.
 
     Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one. Its launcher gives a
-    process one thread, where nothing else is said, and leaves the other cores idle.
+    process one thread, where nothing else is said, and leaves the other cores idle. PyTorch and oneDNN each keep code
+    and buffers for 1,024 shapes: with batches of many lengths a gigabyte, which also slows a training down.
     """
     import torch
     from accelerate import PartialState
@@ -251,6 +253,8 @@ def join_processes(use_cpu: bool = False) -> "PartialState":
 
     if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         torch.set_num_threads(max(1, cpu_count(only_physical_cores=True) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    for capacity in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first operation
+        os.environ.setdefault(capacity, "64")
     return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 
@@ -282,12 +286,28 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         # scales to bf16), and its kernel for them has no gradient: the training that follows would break.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if quantization and model.device.type == "cpu":
+        let_go_of_file(model)
     model.config.use_cache = False
     if is_bloom and model_config.attn_implementation != "eager" and not fuse(model):
         print(f"{base.name}: slow_but_exact, so eager attention in place of the fused one")
     if is_bloom and recipe.trl["packing"]:
         read_positions(model)
     return model
+
+
+def let_go_of_file(model: "PreTrainedModel") -> None:
+    """Give back what loading and quantising on a CPU leave in memory: the mapped weights file, and freed buffers.
+
+    The weights that are not quantised are views of the file, which keep all of it mapped; malloc keeps the buffers.
+    """
+    import ctypes
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
