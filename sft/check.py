@@ -29,9 +29,11 @@ from sft.run_dir import RunDir
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from sft.memory import Fit
     from sft.model import Base
 
 T = TypeVar("T")
+AUTO_BATCH = "the largest batch a device that fits into memory by estimate, with as many a step as give the recipe's batch"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Preflight:
     tokens: dict[str, TokenRows]  # for each split
     training_pairs: dict[str, int]  # of `tokens["train"]`, by where they come from
     parameters: tuple[int, int]  # trainable, all
+    fit: "Fit | None"  # into memory, by estimate; None where the model can't be traced without its weights
 
     def resolve_values(self) -> dict[str, Any]:
         """Return the recipe's values with the commits that the Hub's names stand for: the same run tomorrow."""
@@ -64,6 +67,7 @@ class Preflight:
             "data": self.describe_data(),
             "longest_pair": {split: values[-1] if values else 0 for split, values in lengths.items()},
             "parameters": {"trainable": self.parameters[0], "total": self.parameters[1]},
+            "memory_gib": self.fit.describe() if self.fit else None,
         }
 
     def describe_data(self) -> dict[str, Any]:
@@ -95,8 +99,8 @@ class Preflight:
         }
 
 
-def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
-    """Check a recipe, its data and its model together.
+def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False) -> Preflight:
+    """Check a recipe, its data and its model together, and settle what the recipe leaves to the memory that there is.
 
     Raises:
         RecipeFaults: with a line for each fault that was found.
@@ -117,6 +121,7 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
     corpus = attempt(lambda: read_corpus(recipe.data), data_keys)
     splits = attempt(lambda: split_corpus(corpus, recipe), data_keys) if corpus else None
 
+    from sft.memory import settle_memory
     from sft.model import (
         build_sft_config,
         count_parameters,
@@ -153,8 +158,9 @@ def inspect_recipe(path: str, overrides: Sequence[str]) -> Preflight:
                 recipe.report(RecipeError(message, "max_length"), faults)
     if faults.lines:
         raise RecipeFaults(faults.lines)
-    assert base and corpus and splits and parameters, "a step that failed without a fault"
-    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters)
+    assert base and corpus and splits and parameters and config, "a step that failed without a fault"
+    recipe, fit = settle_memory(recipe, config, tokens["train"].rows, parameters[1] - parameters[0], auto_batch)
+    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit)
 
 
 def split_corpus(corpus: Corpus, recipe: Recipe) -> dict[str, list[Example]]:
@@ -263,6 +269,29 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(f"{escape(base.name)}, {where}: {total - trainable:,} parameters, frozen", highlight=False)
     console.print(f"trainable parameters: {trainable:,} ({trainable / total:.2%} of {total:,})", highlight=False)
 
+    console.rule("memory at the peak, by estimate")
+    if preflight.fit is None:
+        console.print("none for this architecture")
+        return
+    table = Table(show_header=False, box=None)
+    labels = {
+        "libraries": "Python and its libraries",
+        "weights": "weights",
+        "adapter": "adapter and optimizer",
+        "activations": "activations",
+        "rest": "logits, gradients, buffers, gaps",
+        "loading": "weights file, while it is loaded",
+        "peak": "peak",
+        "available": "available",
+    }
+    for key, size in preflight.fit.describe().items():
+        table.add_row(labels[key], f"{size:.2f} GiB", style="bold" if key == "peak" else "")
+    console.print(table)
+    trl = recipe.trl
+    checkpointing = "on" if trl["activation_checkpointing"] else "off"
+    batch = f"batches of {trl['per_device_train_batch_size']}, {trl['gradient_accumulation_steps']} a step"
+    console.print(preflight.fit.warn() or f"fits, with {batch}, activation checkpointing {checkpointing}", highlight=False)
+
 
 def colour_tokens(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> Any:
     """Return a row as rich text: each token underlaid in turn, prompt dim, scored tokens green."""
@@ -279,8 +308,9 @@ def colour_tokens(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sft.check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--auto_batch", action="store_true", help=AUTO_BATCH)
     arguments, words = parse_command(parser)
-    preflight = inspect_recipe(arguments.recipe, words)
+    preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch)
     if arguments.json:
         print(json.dumps(preflight.describe()))
     else:

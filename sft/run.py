@@ -5,7 +5,7 @@ import json
 
 from rich.console import Console
 
-from sft.check import inspect_recipe
+from sft.check import AUTO_BATCH, inspect_recipe
 from sft.recipe import parse_command, run_command
 from sft.run_dir import RunDir, hash_file, hold_run, read_json
 
@@ -14,17 +14,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="accelerate launch sft/run.py", description="Train the adapter of a recipe.")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the run directory")
     parser.add_argument("--json", action="store_true", help="progress to standard error, and at the end one JSON object")
+    parser.add_argument("--auto_batch", action="store_true", help=AUTO_BATCH)
     arguments, words = parse_command(parser)
-    preflight = inspect_recipe(arguments.recipe, words)
+    preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch)
 
-    from sft.model import load_base, save_adapter
+    from sft.model import join_processes, load_base, save_adapter
     from sft.train import build_trainer, find_start, open_run_dir, record_training
 
     run = RunDir(preflight.recipe.output_dir)
     checkpoint = find_start(run, preflight, arguments.overwrite)
+    console = Console(stderr=arguments.json)
+    if preflight.fit and (warning := preflight.fit.warn()) and join_processes(preflight.recipe.trl["use_cpu"]).is_main_process:
+        console.print(warning, style="yellow")
     with hold_run(run):
         model = load_base(preflight.recipe, preflight.base)
-        trainer = build_trainer(preflight, model, run, checkpoint, Console(stderr=arguments.json))
+        trainer = build_trainer(preflight, model, run, checkpoint, console)
         open_run_dir(run, preflight, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         record_training(trainer, run)

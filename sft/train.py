@@ -128,6 +128,7 @@ def describe_environment(preflight: Preflight, checkpoint: Path | None, processe
         "processes": processes,
         "base": preflight.base.describe(),
         "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
+        "estimated_memory_gib": preflight.fit.describe() if preflight.fit else None,
         "seeds": {key: preflight.recipe.trl[key] for key in ("seed", "data_seed")} | {"split": preflight.recipe.data.seed},
         "git_commit": read_git_commit(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
