@@ -19,6 +19,7 @@ CASES = {  # shape, overrides
         ("tiny", ["--per_device_train_batch_size", "96"]),
         ("tiny", ["--packing", "true", "--max_length", "512"]),
         ("560m", ["--per_device_train_batch_size", "4"]),
+        ("560m", ["--per_device_train_batch_size", "8"]),
         ("560m", ["--per_device_train_batch_size", "16"]),
         ("560m", ["--per_device_train_batch_size", "16", "--activation_checkpointing", "true"]),
         ("560m", ["--per_device_train_batch_size", "4", "--load_in_4bit", "false"]),
