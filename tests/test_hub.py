@@ -137,10 +137,15 @@ def test_no_network_and_no_cache(tmp_path: Path) -> None:
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = run_python("-m", "sft.check", "recipes/bloom.yaml", env=env)
     assert done.returncode == 2
+    recipe = Path("recipes/bloom.yaml").read_text(encoding="utf-8").splitlines()
+    source, model = (
+        next(number for number, line in enumerate(recipe, 1) if line.startswith(key))
+        for key in ("  source:", "model_name_or_path:")
+    )
     assert done.stderr.splitlines() == [
         "errors:",
-        "recipes/bloom.yaml:40: data.source: the Hub could not be reached, and s-nlp/paradetox is not in the local cache. "
+        f"recipes/bloom.yaml:{source}: data.source: the Hub could not be reached, and s-nlp/paradetox is not in the local cache. "
         "Go online once, or name a local data set.",
-        "recipes/bloom.yaml:11: model_name_or_path: the Hub could not be reached, and bigscience/bloom-3b is not in the local "
-        "cache. Go online once, or name a local model.",
+        f"recipes/bloom.yaml:{model}: model_name_or_path: the Hub could not be reached, and bigscience/bloom-3b is not in the "
+        "local cache. Go online once, or name a local model.",
     ]
