@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SHORT = 128  # queries; from there to 512 the fused kernel overtakes
+
+
 class SharedBias:
     """The sum of ALiBi and mask, made once a forward pass instead of once a layer."""
 
@@ -56,7 +59,7 @@ class FusedBloomAttention(BloomAttention):
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
         bias = self.shared.add(alibi, attention_mask, query)
-        if query.is_cpu and torch.is_grad_enabled():
+        if query.is_cpu and (torch.is_grad_enabled() or query.shape[2] <= SHORT):
             context = self.attend_in_steps(query, key, value, bias)
         else:
             dropout = self.attention_dropout.p if self.training else 0.0
@@ -65,7 +68,11 @@ class FusedBloomAttention(BloomAttention):
         return dropout_add(output, residual, self.hidden_dropout, self.training), None
 
     def attend_in_steps(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Attend without the fused kernel, whose backward pass is three to seven times slower than this on a CPU."""
+        """Attend without the fused kernel.
+
+        On a CPU its backward pass is three to seven times slower than this, and for few queries, as in generation, its
+        forward pass is one and a half to four times slower.
+        """
         bias = bias.expand(*query.shape[:3], -1).flatten(0, 1)
         scores = bias.baddbmm(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=self.inv_norm_factor)
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # on a CPU faster than within bfloat16

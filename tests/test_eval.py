@@ -1,5 +1,6 @@
 """Evaluation of a run: what it writes, what it is bound to, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -83,7 +84,20 @@ def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
     original = AutoModelForCausalLM.from_pretrained(adapter.base.path).float()
     for (name, weight), other in zip(rewriter.model.named_parameters(), original.parameters(), strict=True):
         assert (weight - other).norm() < 0.2 * other.norm() + 1e-6, name
-        assert weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("fast", "dtype", "expected"), [(True, "bfloat16", "bfloat16"), (True, "float32", "float32"), (False, "bfloat16", "float32")]
+)
+def test_generation_computes_in_the_recipes_dtype_where_the_cpu_can(
+    mini_run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str, expected: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": fast})
+    adapter = open_adapter(RunDir(mini_run))
+    adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": dtype})
+    assert {weight.dtype for weight in load_rewriter(adapter).model.parameters()} == {getattr(torch, expected)}
 
 
 def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main) -> None:
@@ -173,7 +187,7 @@ def test_rewrites_do_not_depend_on_company(mini_run: Path) -> None:
 
 
 def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
-    """The dequantised, merged float32 model against the 4-bit base with the adapter beside it, as it was trained."""
+    """The dequantised, merged model against the 4-bit base with the adapter beside it, as it was trained."""
     import torch
     from peft import PeftModel
 
