@@ -45,6 +45,11 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
         description = {key: manifest[key] for key in ("source", "revision")}
         description |= {"files": manifest["sha256"], "split": split, "left_out_as_seen": 0}
         folder = run.eval if split == "test" else run.eval / split
+    elif manifest.get("streaming"):
+        raise RunError(
+            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of {source} can't be told. "
+            "Without --source, the run's own test split is evaluated."
+        )
     else:
         corpus = read_corpus(DataConfig(source=source))
         splits = ("train", "validation")

@@ -70,11 +70,12 @@ def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
     """
     from eval.generate import download_adapter, load_rewriter
     from eval.metrics import compute_scores
-    from sft.data import hash_examples, read_corpus, split_examples
+    from sft.data import hash_examples
+    from sft.stream import read_splits
 
     results, data = read_json(folder / "results.json"), load_recipe(folder / "recipe.yaml").data
-    corpus = read_corpus(dataclasses.replace(data, source=source, revision=None) if source else data)
-    examples = split_examples(corpus.examples, data.validation, data.test, data.seed)["test"]
+    corpus, splits = read_splits(dataclasses.replace(data, source=source, revision=None) if source else data)
+    examples = splits["test"]
     if hash_examples(examples) != results["data"]["sha256"]:
         raise Refusal(f"{corpus.source.name}: its test split is not the one that was evaluated (the SHA-256 differs).")
     rewrites = load_rewriter(download_adapter(name, folder.name)).rewrite([e.toxic for e in examples], "generating")

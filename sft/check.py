@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sft.augment import make_training_examples
 from sft.data import (
+    CHUNK,
     SPLIT_RULE,
     SPLITS,
     Corpus,
@@ -18,13 +19,12 @@ from sft.data import (
     count,
     find_leaks,
     hash_examples,
-    read_corpus,
-    split_examples,
     tokenise_pairs,
 )
 from sft.prompt import TEMPLATE
 from sft.recipe import Recipe, RecipeError, RecipeFaults, dump_yaml, parse_command, parse_recipe, run_command
 from sft.run_dir import RunDir
+from sft.stream import STREAM_RULE, read_splits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -79,7 +79,8 @@ class Preflight:
             "sha256": self.corpus.source.files,
             "columns": {"toxic": data.toxic, "neutral": data.neutral},
             "cleaning": self.corpus.counts,
-            "split_rule": SPLIT_RULE,
+            "streaming": data.streaming,
+            "split_rule": STREAM_RULE if data.streaming else SPLIT_RULE,
             "split_seed": data.seed,
             "shares": {"validation": data.validation, "test": data.test},
             "splits": {
@@ -92,7 +93,7 @@ class Preflight:
             },
             "leaks": len(find_leaks(self.splits)),
             "max_length": self.recipe.trl["max_length"],
-            "training_pairs": self.training_pairs,
+            "training_pairs": None if data.streaming else self.training_pairs,
             "pairs_too_long": {split: self.tokens[split].too_long for split in ("train", "validation")},
             "longest_answer": self.tokens["train"].longest_answer,
             "prompt": TEMPLATE,
@@ -118,8 +119,7 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
 
     trl = recipe.trl
     data_keys = [f"data.{f.name}" for f in dataclasses.fields(recipe.data)]
-    corpus = attempt(lambda: read_corpus(recipe.data), data_keys)
-    splits = attempt(lambda: split_corpus(corpus, recipe), data_keys) if corpus else None
+    corpus, splits = attempt(lambda: read_checked_splits(recipe), data_keys) or (None, None)
 
     from sft.memory import settle_memory
     from sft.model import (
@@ -163,10 +163,10 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
     return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit)
 
 
-def split_corpus(corpus: Corpus, recipe: Recipe) -> dict[str, list[Example]]:
-    """Split as the recipe says, and refuse splits that are empty or that leak."""
+def read_checked_splits(recipe: Recipe) -> tuple[Corpus, dict[str, list[Example]]]:
+    """Read and split as the recipe says, and refuse splits that are empty or that leak."""
     data = recipe.data
-    splits = split_examples(corpus.examples, data.validation, data.test, data.seed)
+    corpus, splits = read_splits(data)
     wanted = ["train", "test"] + (["validation"] if data.validation else [])
     for split in wanted:
         if not splits[split]:
@@ -177,7 +177,7 @@ def split_corpus(corpus: Corpus, recipe: Recipe) -> dict[str, list[Example]]:
             )
     if leaks := find_leaks(splits):
         raise RecipeError(f"the splits leak: {leaks[0]}, and {len(leaks) - 1} more.", "data.source")
-    return splits
+    return corpus, splits
 
 
 def quiet_libraries() -> None:
@@ -235,6 +235,12 @@ def print_preflight(preflight: Preflight) -> None:
     per_sentence = [len(example.references) for example in corpus.examples]
     spread = ", ".join(f"{per_sentence.count(n):,} with {n}" for n in sorted(set(per_sentence)))
     console.print(f"rewrites a sentence: {spread}", highlight=False)
+    if recipe.data.streaming:
+        console.print(
+            f"streamed: merged and duplicate rows are looked for within {CHUNK:,} rows. What follows tells of the sentences "
+            "held out, and of a sample of those trained on.",
+            highlight=False,
+        )
 
     table = Table("split", "sentences", "pairs", "too long", "sha256", title="splits by source sentence")
     lengths_table = Table("split", "min", "median", "p95", "max", title="tokens a pair: prompt, answer, end")

@@ -1,19 +1,18 @@
 """ParaDetox rows -> clean sentences with their rewrites -> leak-free splits -> token rows."""
 
+import contextlib
 import csv
 import glob
 import hashlib
-import io
 import itertools
 import json
 import re
-import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sft.cache import hash_tokenizer, recall
 from sft.hub import explain_errors, first_line
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation", "test")
+CHUNK = 10_000  # rows read at a time
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 # The two layouts of ParaDetox: a row a sentence (GitHub), and a row a pair (Hub). Only the first rewrite is required.
 LAYOUTS = {
@@ -83,6 +83,7 @@ class Corpus:
     source: Source
     examples: list[Example]
     counts: dict[str, int]
+    columns: tuple[str, ...] = ()  # of a streamed one: the toxic column, and the neutral ones
 
 
 # ---------------------------------------------------------------------------------------------------------- text
@@ -178,42 +179,63 @@ def download_data_set(config: DataConfig) -> tuple[Path, str]:
 
 def load_files(path: Path, paths: Sequence[Path], config: DataConfig, source: Source) -> Table:
     """Read the columns of these files of the file or folder `path`."""
-    import datasets
+    toxic, *neutral = find_columns(paths, config)
+    rows = [row for chunk in stream_rows(path, paths, (toxic, *neutral)) for row in chunk]
+    check_unchanged(path, paths, source)
+    return Table(source, rows)
 
-    header = check_files(paths)
-    toxic, neutral = choose_columns(header, config, paths[0])
+
+def find_columns(paths: Sequence[Path], config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the toxic column and the neutral ones, after looking through the files for faults."""
+    toxic, neutral = choose_columns(check_files(paths), config, paths[0])
     if paths[0].suffix == ".jsonl":
         check_texts(paths, (toxic, *neutral))
-    loader = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[paths[0].suffix]
+    return toxic, *neutral
+
+
+def stream_rows(path: Path, paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[tuple[str, list[str]]]]:
+    """Yield the cells of these columns, the toxic one first, some thousand rows at a time: no more is held in memory."""
+    if paths[0].suffix == ".jsonl":  # in which `datasets` does not take rows whose keys differ, batch by batch
+        cells = ([row.get(name) for name in columns] for file in paths for _, row in read_json_rows(file))
+        chunks: Iterable[Sequence[Sequence[str | None]]] = iter(lambda: list(itertools.islice(cells, CHUNK)), [])
+    else:
+        chunks = stream_tables(path, paths, columns)
+    for chunk in chunks:
+        yield [(row[0] or "", [cell or "" for cell in row[1:]]) for row in chunk]
+
+
+def stream_tables(path: Path, paths: Sequence[Path], columns: Sequence[str]) -> Iterator[list[tuple[str | None, ...]]]:
+    """Yield the cells of .tsv, .csv or .parquet files through `datasets`."""
+    import datasets
+
     options: dict[str, Any] = {}
-    if loader == "csv":
+    if paths[0].suffix != ".parquet":
         # Every cell is text: pandas would turn the sentences "null" and "NA" into gaps, and "123" into a number.
         options = {
             "sep": "\t" if paths[0].suffix == ".tsv" else ",",
             "keep_default_na": False,
-            "features": datasets.Features({name: datasets.Value("string") for name in header}),
+            "usecols": list(columns),
+            "features": datasets.Features({name: datasets.Value("string") for name in columns}),
         }
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
+    loader = "parquet" if paths[0].suffix == ".parquet" else "csv"
+    names = [glob.escape(str(p)) for p in paths]
     try:
-        # A cache of its own: the shared one goes by path and time, and would serve the rows of a file replaced since.
-        with tempfile.TemporaryDirectory() as cache:
-            names = [glob.escape(str(p)) for p in paths]
-            data = datasets.load_dataset(loader, data_files=names, split="train", cache_dir=cache, keep_in_memory=True, **options)
-            columns = [data[name][:] for name in (toxic, *neutral)]
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise DataError(f"{path}: could not be read: {first_line(error.__cause__ or error)}", key="data.source") from None
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
-    for name in (toxic, *neutral):
-        kind = data.features[name]
-        if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
-            raise DataError(f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source")
-    rows = [(cells[0] or "", [cell or "" for cell in cells[1:]]) for cells in zip(*columns, strict=True)]
+        data = datasets.load_dataset(loader, data_files=names, split="train", streaming=True, **options)
+        for name in columns:
+            kind = (data.features or {}).get(name)
+            if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
+                raise DataError(f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source")
+        for batch in data.select_columns(list(columns)).iter(batch_size=CHUNK):
+            yield list(zip(*(batch[name] for name in columns), strict=True))
+    except DataError:
+        raise
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: could not be read: {first_line(error)}", key="data.source") from None
+
+
+def check_unchanged(path: Path, paths: Sequence[Path], source: Source) -> None:
     if hash_files(path, paths) != source.files:
         raise DataError(f"{path}: changed while it was read. Run the command again.", key="data.source")
-    return Table(source, rows)
 
 
 def list_files(folder: Path, config: DataConfig) -> list[Path]:
@@ -252,8 +274,7 @@ def check_files(paths: Sequence[Path]) -> list[str]:
         if path.suffix == ".parquet":
             headers[path] = read_parquet_header(path)
             continue
-        text = decode_file(path)
-        headers[path] = check_json_lines(path, text) if path.suffix == ".jsonl" else check_delimited(path, text)
+        headers[path] = check_json_lines(path) if path.suffix == ".jsonl" else check_delimited(path)
     first = paths[0]
     for path in paths[1:]:
         if headers[path] != headers[first]:
@@ -264,42 +285,61 @@ def check_files(paths: Sequence[Path]) -> list[str]:
     return headers[first]
 
 
-def decode_file(path: Path) -> str:
-    """Return a text file's content, read as UTF-8 with or without a byte order mark."""
-    content = path.read_bytes()
-    if not content.strip():
-        raise DataError(f"{path}: the file is empty. Expected a header and at least one row.", key="data.source")
+@contextlib.contextmanager
+def open_text(path: Path, newline: str = "") -> Iterator[TextIO]:
+    """Open a text file to be read as UTF-8 with or without a byte order mark; `newline` as for `open`."""
+    with path.open("rb") as stream:
+        if not any(line.strip() for line in stream):
+            raise DataError(f"{path}: the file is empty. Expected a header and at least one row.", key="data.source")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
+        with path.open(encoding="utf-8-sig", newline=newline) as text:
+            yield text
+    except UnicodeDecodeError:
+        row, byte = find_broken_byte(path)
         raise DataError(
-            f"{path}:{row}: not UTF-8 (byte 0x{content[error.start]:02x}). Convert it: iconv -f latin1 -t utf8.",
-            key="data.source",
+            f"{path}:{row}: not UTF-8 (byte 0x{byte:02x}). Convert it: iconv -f latin1 -t utf8.", key="data.source"
         ) from None
 
 
-def check_delimited(path: Path, text: str) -> list[str]:
+def find_broken_byte(path: Path) -> tuple[int, int]:
+    """Return the row and the value of the first byte that is not UTF-8."""
+    with path.open("rb") as stream:
+        for row, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return row, line[error.start]
+    raise AssertionError(f"{path} is UTF-8")
+
+
+def decode_file(path: Path) -> str:
+    """Return a text file's content, read as UTF-8 with or without a byte order mark."""
+    with open_text(path) as stream:
+        return stream.read()
+
+
+def check_delimited(path: Path) -> list[str]:
     """Return the header of a .tsv or .csv file. A row may leave out empty fields at its end, but not all of them."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     header: list[str] = []
     rows = 0
     start = 1
     try:
-        for fields in reader:
-            if not header:
-                # pandas writes an index column without a name, and reads it under this one.
-                header = [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
-                check_header(path, header)
-            elif fields:
-                rows += 1
-                if not 2 <= len(fields) <= len(header):
-                    raise DataError(
-                        f"{path}:{start}: this row has {count(len(fields), 'field')}, expected 2 to {len(header)}. "
-                        "A field that holds a tab, a comma, a quote or a line break must be quoted.",
-                        key="data.source",
-                    )
-            start = reader.line_num + 1
+        with open_text(path) as stream:
+            reader = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+            for fields in reader:
+                if not header:
+                    # pandas writes an index column without a name, and reads it under this one.
+                    header = [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
+                    check_header(path, header)
+                elif fields:
+                    rows += 1
+                    if not 2 <= len(fields) <= len(header):
+                        raise DataError(
+                            f"{path}:{start}: this row has {count(len(fields), 'field')}, expected 2 to {len(header)}. "
+                            "A field that holds a tab, a comma, a quote or a line break must be quoted.",
+                            key="data.source",
+                        )
+                start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{path}:{start}: broken quoting in the row that starts here ({error}). "
@@ -323,16 +363,10 @@ def check_header(path: Path, header: list[str]) -> None:
             raise DataError(f"{path}:1: the column {name!r} stands there {times} times.", key="data.source")
 
 
-def check_json_lines(path: Path, text: str) -> list[str]:
+def check_json_lines(path: Path) -> list[str]:
     """Return the union of the keys of a .jsonl file, in order of appearance."""
     header: dict[str, None] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}).", key="data.source") from None
+    for number, row in read_json_rows(path):
         if not isinstance(row, dict):
             raise DataError(
                 f'{path}:{number}: a {type(row).__name__}, expected an object such as {{"toxic": "…", "neutral1": "…"}}.',
@@ -342,11 +376,22 @@ def check_json_lines(path: Path, text: str) -> list[str]:
     return list(header)
 
 
+def read_json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each row of a .jsonl file with its number."""
+    with open_text(path, newline="\n") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line.removesuffix("\n"))
+                except json.JSONDecodeError as error:
+                    message = f"{path}:{number}: not JSON ({error.msg}, column {error.colno})."
+                    raise DataError(message, key="data.source") from None
+
+
 def check_texts(paths: Sequence[Path], columns: Sequence[str]) -> None:
     """Raise for the first row of .jsonl files where one of these columns is neither text nor null."""
     for path in paths:
-        for number, line in enumerate(decode_file(path).split("\n"), start=1):
-            row = json.loads(line) if line.strip() else {}
+        for number, row in read_json_rows(path):
             for name in columns:
                 value = row.get(name)
                 if not isinstance(value, str | None):

@@ -165,6 +165,7 @@ class DataConfig:
     swaps: float = describe("further training pairs for each pair, with its rude words swapped for others of the word list", 0.0)
     inserts: float = describe("further training pairs for each pair: its rewrite, and listed words put into it as source", 0.0)
     seed: int = describe("seed of the split; apart from `seed`, so that runs with other seeds share a test split", 0)
+    streaming: bool = describe("read the rows during training, for corpora that do not fit in memory; needs max_steps", False)
     cache: bool = describe("keep what was read and tokenised in the user's cache folder, by content; false: do it anew", True)
 
 
@@ -524,6 +525,15 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError("without test sentences no score can be believed. Expected a share above 0.", "data.test")
     if data.validation == 0 and trl["eval_strategy"] != "no":
         yield RecipeError("needs validation sentences, and data.validation is 0.", "eval_strategy")
+    if data.streaming:
+        if trl["max_steps"] <= 0:
+            yield RecipeError("a stream has no end. Expected the number of steps.", "max_steps")
+        for key, value in (
+            ("packing", trl["packing"]),
+            *((f"data.{n}", getattr(data, n)) for n in ("closest", "swaps", "inserts")),
+        ):
+            if value:
+                yield RecipeError("needs the whole corpus in memory, and data.streaming is true. Keep one.", key)
     if trl["load_best_model_at_end"] and trl["eval_strategy"] == "no":
         yield RecipeError("needs eval_strategy: steps or epoch.", "load_best_model_at_end")
     if data.neutral is not None and (not data.neutral or data.toxic in data.neutral):

@@ -12,18 +12,19 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl import SFTTrainer, get_peft_config, pack_dataset
+from trl import SFTConfig, SFTTrainer, get_peft_config, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft.bloom import quicken_dropout
@@ -33,6 +34,7 @@ from sft.loss import score_labelled_positions
 from sft.model import build_model_config, build_sft_config, join_processes
 from sft.recipe import PROJECT, dump_yaml, load_recipe
 from sft.run_dir import RunDir, RunError, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
+from sft.stream import stream_training_rows
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate", "evaluate", "huggingface_hub")
 
@@ -209,9 +211,10 @@ class Trainer(SFTTrainer):
     """TRL's SFTTrainer, mended where a resumed run would go another way than one without a break."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.args.train_sampling_strategy != "group_by_length":
+        dataset = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or isinstance(dataset, IterableDataset):
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        lengths = [len(ids) for ids in dataset["input_ids"]]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
 
@@ -232,6 +235,24 @@ def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> Dataset:
     return pack_dataset(Dataset.from_list(starts), max_length, "bfd")
 
 
+def stream_rows(preflight: Preflight, config: SFTConfig) -> IterableDataset:
+    """Return the training rows of a streamed corpus, for a trainer whose processes each take their part of a batch."""
+    # Else the main process would deal out batches of one width.
+    config.accelerator_config.dispatch_batches = False
+    batch_size = config.train_batch_size * config.gradient_accumulation_steps
+    arguments = {
+        "config": preflight.recipe.data,
+        "corpus": preflight.corpus,
+        "held_out": [example for split in ("validation", "test") for example in preflight.splits[split]],
+        "tokenizer": preflight.tokenizer,
+        "max_length": config.max_length,
+        "completion_only": config.completion_only_loss is not False,
+        "batch_size": batch_size if config.train_sampling_strategy == "group_by_length" else None,
+        "seed": config.seed if config.data_seed is None else config.data_seed,
+    }
+    return IterableDataset.from_generator(partial(stream_training_rows, **arguments))
+
+
 def build_trainer(
     preflight: Preflight, model: PreTrainedModel, run: RunDir, checkpoint: Path | None, console: Console
 ) -> Trainer:
@@ -243,10 +264,14 @@ def build_trainer(
     # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
     rows = preflight.tokens["train"].rows
+    if preflight.recipe.data.streaming:
+        dataset = stream_rows(preflight, config)
+    else:
+        dataset = pack_rows(rows, config.max_length) if packed else Dataset.from_list(rows)
     trainer = Trainer(
         model=model,
         args=config,
-        train_dataset=pack_rows(rows, config.max_length) if packed else Dataset.from_list(rows),
+        train_dataset=dataset,
         eval_dataset=Dataset.from_list(preflight.tokens["validation"].rows) if evaluates else None,
         processing_class=preflight.tokenizer,
         data_collator=DataCollatorForLanguageModeling(preflight.tokenizer.pad_token_id, return_position_ids=True)
@@ -258,7 +283,7 @@ def build_trainer(
     if config.use_cpu and preflight.recipe.trl["attn_implementation"] != "eager":
         quicken_dropout(trainer.model)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLog(run, len(rows) / len(trainer.train_dataset), console))
+    trainer.add_callback(ProgressLog(run, len(rows) / len(dataset) if packed else 1.0, console))
     return trainer
 
 
