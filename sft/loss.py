@@ -1,5 +1,6 @@
 """The loss on a CPU: labelled positions alone, their logits computed once forward and once backward."""
 
+import functools
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ class FrozenHeadLogProbs(torch.autograd.Function):
         return (slopes * grad[:, None]).to(slopes.dtype), None, None
 
 
+@functools.cache
+def tell_fallback() -> None:
+    """Say once that TRL's function computes the loss."""
+    print("loss: the LM head has a bias, a scale or weights that train, so TRL's own function in place of the faster one")
+
+
 class LogProbs:
     """In place of TRL's function: ours where it does the same, else TRL's."""
 
@@ -73,16 +80,18 @@ class LogProbs:
         """See ChunkedLogProbFunction.forward."""
         plain = bias is None and not weight.requires_grad and temperature == scale == 1 and softcap is None
         if not (hidden.is_cpu and plain and {"entropy", "log_probs", "is_top1"}.issuperset(outputs)):
+            if hidden.is_cpu:
+                tell_fallback()
             return ChunkedLogProbFunction.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
         log_probs, entropies, hits = FrozenHeadLogProbs.apply(hidden, weight, targets)
         return log_probs, entropies if "entropy" in outputs else None, None, None, hits if "is_top1" in outputs else None
 
 
-def score_labelled_positions() -> None:
-    """Have TRL's loss pass the labelled positions alone through the LM head on a CPU too, as it does on a GPU.
+def choose_loss(plain: bool) -> None:
+    """Have TRL's loss pass the labelled positions alone through the LM head on a CPU too, or make it TRL's own again.
 
     This replaces two private functions of TRL 1.16 for the whole process: its fused head scores every position where
     Triton does not run, for devices that compile each new shape. Loss and gradient are the same but for rounding.
     """
-    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or use_triton(device)
-    trl.trainer.utils._ChunkedLogProbFunction = LogProbs
+    trl.trainer.utils._use_triton = use_triton if plain else lambda device: device.type == "cpu" or use_triton(device)
+    trl.trainer.utils._ChunkedLogProbFunction = ChunkedLogProbFunction if plain else LogProbs

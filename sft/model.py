@@ -344,7 +344,8 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
     `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`, `dtype` and
     `attn_implementation` (absent from older results.json), as in the recipe. On a CPU the quantised weights are
     then turned back into float32 and the adapter is merged into them, so that generation need not dequantise each
-    weight for each token. A CPU that computes in bfloat16 gets the sum in the recipe's dtype, as the training computed.
+    weight for each token. A CPU that computes in bfloat16 gets the sum in the recipe's dtype, as the training computed,
+    unless attention is `eager`.
     """
     import torch
     from peft import PeftModel
@@ -373,7 +374,8 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
         model = PeftModel.from_pretrained(model, str(adapter))
         if on_cpu or config is None:
             model = model.merge_and_unload()
-    if on_cpu and quantization["dtype"] == "bfloat16" and torch.cpu.get_capabilities().get("avx512_bf16"):
+    in_bfloat16 = attention != "eager" and quantization["dtype"] == "bfloat16"
+    if on_cpu and in_bfloat16 and torch.cpu.get_capabilities().get("avx512_bf16"):
         model = model.bfloat16()
         # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))

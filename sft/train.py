@@ -30,7 +30,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sft.bloom import quicken_dropout
 from sft.check import Preflight
 from sft.data import SPLITS
-from sft.loss import score_labelled_positions
+from sft.loss import choose_loss
 from sft.model import build_model_config, build_sft_config, join_processes
 from sft.recipe import PROJECT, dump_yaml, load_recipe
 from sft.run_dir import RunDir, RunError, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
@@ -279,8 +279,9 @@ def build_trainer(
         else None,
         peft_config=get_peft_config(build_model_config(preflight.recipe)),
     )
-    score_labelled_positions()
-    if config.use_cpu and preflight.recipe.trl["attn_implementation"] != "eager":
+    plain = preflight.recipe.trl["attn_implementation"] == "eager"
+    choose_loss(plain)
+    if config.use_cpu and not plain:
         quicken_dropout(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLog(run, len(rows) / len(dataset) if packed else 1.0, console))

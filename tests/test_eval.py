@@ -87,16 +87,22 @@ def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fast", "dtype", "expected"), [(True, "bfloat16", "bfloat16"), (True, "float32", "float32"), (False, "bfloat16", "float32")]
+    ("fast", "dtype", "attention", "expected"),
+    [
+        (True, "bfloat16", None, "bfloat16"),
+        (True, "float32", None, "float32"),
+        (True, "bfloat16", "eager", "float32"),
+        (False, "bfloat16", None, "float32"),
+    ],
 )
 def test_generation_computes_in_the_recipes_dtype_where_the_cpu_can(
-    mini_run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str, expected: str
+    mini_run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str, attention: str | None, expected: str
 ) -> None:
     import torch
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": fast})
     adapter = open_adapter(RunDir(mini_run))
-    adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": dtype})
+    adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": dtype, "attn_implementation": attention})
     assert {weight.dtype for weight in load_rewriter(adapter).model.parameters()} == {getattr(torch, expected)}
 
 

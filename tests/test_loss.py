@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from trl.kernels import ChunkedLogProbFunction
 
 import sft.loss
-from sft.loss import FrozenHeadLogProbs, LogProbs, score_labelled_positions
+from sft.loss import FrozenHeadLogProbs, LogProbs, choose_loss
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
 
@@ -32,8 +32,8 @@ def test_labelled_positions_alone_give_trls_loss_and_gradient(mini_base: Path, m
     labels = ids.masked_fill(torch.arange(20) < 13, -100)
     labels[3] = -100  # a row without a label
     found = []
-    for prepare in (lambda: None, score_labelled_positions):
-        prepare()
+    for plain_loss in (True, False):
+        choose_loss(plain_loss)
         model.zero_grad()
         output = model(input_ids=ids, labels=labels, fused_lm_head=True)
         output.loss.backward()
@@ -69,11 +69,16 @@ def test_bfloat16_is_as_near_the_exact_gradient_as_trls(block: int, monkeypatch:
 
 
 @pytest.mark.parametrize("change", ["bias", "temperature", "softcap", "trainable head", "other output"])
-def test_what_it_does_not_cover_is_left_to_trl(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_does_not_cover_is_left_to_trl(
+    change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft.loss.tell_fallback.cache_clear()
     monkeypatch.setattr(FrozenHeadLogProbs, "apply", lambda *_: pytest.fail("ours was taken"))
     weight = torch.randn(50, 8, requires_grad=change == "trainable head")
     bias = torch.zeros(50) if change == "bias" else None
     outputs = ("log_probs", "mean_logits") if change == "other output" else ("log_probs",)
     options = 2.0 if change == "temperature" else 1.0, 32, 5.0 if change == "softcap" else None, 1.0, outputs
-    log_probs = LogProbs.apply(torch.randn(6, 8), weight, bias, torch.arange(6), *options)[0]
-    assert log_probs is not None and log_probs.shape == (6,)
+    for _ in range(2):
+        log_probs = LogProbs.apply(torch.randn(6, 8), weight, bias, torch.arange(6), *options)[0]
+        assert log_probs is not None and log_probs.shape == (6,)
+    assert capsys.readouterr().out.count("TRL's own function") == 1

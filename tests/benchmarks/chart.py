@@ -1,0 +1,38 @@
+"""Draw the README's chart from the figures of the benchmarks: python tests/benchmarks/chart.py"""
+
+import json
+
+import sides
+
+from sft.run_dir import draw_figure
+
+RATES = ("samples_per_second", "sentences_per_second")
+LABELS = {"tiny": "embedded base", "560m": "BLOOM-560M shape", "3b": "BLOOM-3B shape", "7b1": "BLOOM-7B1 shape"}
+
+
+def main() -> None:
+    rows = []  # what was measured; for each side, its speed over the slowest one's
+    for path in sorted(sides.FIGURES.glob("train-*.json")):
+        figures = json.loads(path.read_text())
+        rows.append((f"training, {LABELS[figures['shape']]},\n4 bit, {path.stem.rpartition('-')[2].upper()}", figures["medians"]))
+    for path in sorted(sides.FIGURES.glob("generate-*.json")):
+        rows.append(("generation,\nembedded base, CPU", json.loads(path.read_text())["medians"]))
+    names = list(dict.fromkeys(side for _, medians in rows for side in medians))
+    with draw_figure(sides.FIGURES / "speed.png") as axes:
+        for index, (_, medians) in enumerate(rows):
+            speeds = {side: next(values[rate] for rate in RATES if rate in values) for side, values in medians.items()}
+            for place, (side, speed) in enumerate(speeds.items()):
+                height = 0.8 / len(speeds)
+                y, ratio = index + (place - (len(speeds) - 1) / 2) * height, speed / min(speeds.values())
+                label = side if side not in axes.get_legend_handles_labels()[1] else None
+                axes.barh(y, ratio, height * 0.9, color=f"C{names.index(side)}", label=label)
+                axes.text(ratio, y, f" {ratio:.1f} x ({speed:.3g}/s)", va="center", fontsize=8)
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
+        axes.set_xlabel("times as fast as the slowest (samples or sentences a second)")
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
+        axes.invert_yaxis()
+        axes.legend(fontsize=8)
+
+
+if __name__ == "__main__":
+    main()
