@@ -7,10 +7,13 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from eval.baselines import fit_lexicon
+from eval.penalty import WordPenalty
+from eval.rows import read_split
 from sft.data import Example, clean_text, tokenise_texts
 from sft.hub import explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
@@ -33,9 +36,11 @@ class GenerationSettings:
     num_beams: int
     max_new_tokens: int
     batch_size: int
+    listed_penalty: float = 0.0  # nats; see eval/penalty.py
+    listed_words: Sequence[str] = ()  # that cost it; none where nothing does
 
-    def describe(self) -> dict[str, int]:
-        return asdict(self)
+    def describe(self) -> dict[str, Any]:
+        return asdict(self) | {"listed_words": list(self.listed_words)}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Rewriter:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     settings: GenerationSettings
+    processors: Sequence[Any] = ()  # of `generate`
 
     def rewrite(
         self,
@@ -131,6 +137,7 @@ class Rewriter:
                 num_beams=self.settings.num_beams,
                 max_new_tokens=self.settings.max_new_tokens,
                 do_sample=False,
+                logits_processor=list(self.processors),
                 pad_token_id=pad,
                 eos_token_id=self.tokenizer.eos_token_id,
             )
@@ -203,15 +210,17 @@ def open_adapter(run: RunDir) -> Adapter:
     base = resolve_base(recipe.trl["model_name_or_path"], trained["revision"])
     if base.weights != trained["weights"]:
         raise RunError(f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on.")
-    settings = choose_settings(recipe, manifest)
+    settings = choose_settings(run, recipe, manifest)
     quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
     tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}
     return Adapter(run.adapter, base, quantization, settings, tokens)
 
 
-def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
+def choose_settings(run: RunDir, recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
     longest = recipe.eval.max_new_tokens or manifest["longest_answer"]
-    return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size)
+    penalty = recipe.eval.listed_penalty
+    words = fit_lexicon(read_split(run, "train")) if penalty else ()
+    return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size, penalty, words)
 
 
 def download_adapter(name: str, revision: str | None = None) -> Adapter:
@@ -250,18 +259,25 @@ def download_adapter(name: str, revision: str | None = None) -> Adapter:
 
 
 def rewrite_texts(
-    adapter: Adapter, texts: Sequence[str], journal: Path, tuned: bool = True, shots: Sequence[Example] = ()
+    adapter: Adapter,
+    texts: Sequence[str],
+    journal: Path,
+    tuned: bool = True,
+    penalised: bool = True,
+    shots: Sequence[Example] = (),
 ) -> tuple[list[str], float]:
     """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards.
 
+    `tuned` and `penalised`: see `load_rewriter`.
+
     What a killed call with the same arguments has done lies in the folder `journal`, and is not done again.
     """
-    label = "generating" if tuned else "few-shot base" if shots else "untuned base"
+    rewriter = load_rewriter(adapter, tuned, penalised)
+    label = ("generating" if penalised else "without word penalty") if tuned else "few-shot base" if shots else "untuned base"
     weights = adapter.hash_weights() if tuned else None
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
-    asked = [weights, adapter.base.weights, adapter.quantization, adapter.settings.describe(), TEMPLATE, solved, list(texts)]
+    asked = [weights, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    rewriter = load_rewriter(adapter, tuned)
     begin = time.monotonic()
     rewrites = rewriter.rewrite(texts, label, shots, journal / name)
     seconds = time.monotonic() - begin
@@ -270,8 +286,12 @@ def rewrite_texts(
     return rewrites, seconds
 
 
-def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
-    """Load the model on this process's device; with `tuned` false, its base alone, the same in all else."""
+def load_rewriter(adapter: Adapter, tuned: bool = True, penalised: bool = True) -> Rewriter:
+    """Load the model on this process's device.
+
+    With `tuned` false it is its base alone, which knows nothing of the training data: its beams pay for no word either.
+    With `penalised` false the adapter's do not.
+    """
     from sft.check import quiet_libraries
 
     quiet_libraries()
@@ -279,4 +299,7 @@ def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
     model = load_finetuned(adapter.base, adapter.folder if tuned else None, adapter.quantization, join_processes().device)
-    return Rewriter(model, tokenizer, adapter.settings)
+    settings = adapter.settings
+    if not (tuned and penalised and settings.listed_penalty):
+        return Rewriter(model, tokenizer, replace(settings, listed_penalty=0.0, listed_words=()))
+    return Rewriter(model, tokenizer, settings, [WordPenalty(tokenizer, settings.listed_words, settings.listed_penalty)])

@@ -27,6 +27,7 @@ def render_page(
     import jinja2
 
     from eval.report import (
+        GENERATED,
         LABELS,
         describe_differences,
         format_interval,
@@ -54,6 +55,7 @@ def render_page(
         format_value=format_value,
         images=list(images.values()),
         samples=rows,
+        generated=GENERATED,
         protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
     )
 

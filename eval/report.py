@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.generate import Adapter
 from eval.page import render_page
-from eval.results import SCHEMA
+from eval.results import GENERATED, SCHEMA
 from eval.rows import EvalRows
 from eval.stats import LEVEL, Interval
 from sft.data import count
@@ -35,6 +35,7 @@ OF_HUNDRED = ("bleu", "chrf")  # on a scale of 0 to 100; the others, of 0 to 1
 LESS_IS_BETTER = ("toxicity", "listed")
 SYSTEMS = {
     "adapter": "this adapter",
+    "unpenalised": "without word penalty",
     "human": "people",
     "base": "untuned base",
     "few_shot": "few-shot base",
@@ -113,7 +114,7 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
     ]
     for line in chosen:
         text += ["", f"- toxic: {escape_markdown(line['toxic'])}", f"- **rewritten: {escape_markdown(line['prediction'])}**"]
-        text += [f"- {SYSTEMS[name]}: {escape_markdown(line[name])}" for name in ("base", "few_shot") if name in line]
+        text += [f"- {SYSTEMS[name]}: {escape_markdown(line[name])}" for name in GENERATED if name in line]
         text += [f"- human: {escape_markdown(reference)}" for reference in line["references"]]
         text += ["", "---"]
     return "\n".join(text) + "\n"

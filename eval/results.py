@@ -14,6 +14,7 @@ from sft.data import Example
 from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
 
 SCHEMA = 3
+GENERATED = ("unpenalised", "base", "few_shot")  # beside the adapter
 SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
 SHORT, LONG = 8, 15  # words: shorter than the one, as long as the other
 

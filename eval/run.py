@@ -56,6 +56,8 @@ def main() -> None:
     texts, journal = [example.toxic for example in rows.examples], rows.folder / "unfinished"
     generated: dict[str, list[str]] = {}
     generated["adapter"], seconds = rewrite_texts(adapter, texts, journal)
+    if "unpenalised" in settings.baselines and adapter.settings.listed_penalty:
+        generated["unpenalised"], _ = rewrite_texts(adapter, texts, journal, penalised=False)
     if "base" in settings.baselines:
         generated["base"], _ = rewrite_texts(adapter, texts, journal, tuned=False)
     if "few_shot" in settings.baselines:

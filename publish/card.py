@@ -1,5 +1,6 @@
 """The model card: facts of a run in, Markdown out. No network, no clock."""
 
+import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.baselines import WORD, normalise_word
+from eval.penalty import WordPenalty
 from eval.report import (
     LABELS,
     SYSTEMS,
@@ -122,6 +124,7 @@ def render_card(facts: CardFacts) -> str:
         prompt=format_prompt("TEXT"),
         license=publish["license"],
         license_url=LICENSES.get(publish["license"]),
+        penalty_source=inspect.getsource(WordPenalty).rstrip(),
         is_rail=is_rail(publish["license"]),
         merged=facts.merged,
         data_license=publish["data_license"],

@@ -2,10 +2,12 @@
 
 import argparse
 import importlib.metadata
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+from eval.penalty import WordPenalty
 from publish.card import BEGIN, END, split_card
 from publish.push import Target, connect, plan_push, push
 from publish.run import check_repo_id
@@ -93,6 +95,7 @@ def build_space(adapter: str, results: dict[str, Any], license: str | None, titl
     card = SPACE_CARD.format(gradio=importlib.metadata.version("gradio"), begin=BEGIN, end=END, **values)
     source = APP.read_text(encoding="utf-8")
     app = source.replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
+    app = app.replace("from eval.penalty import WordPenalty\n", f"\n{inspect.getsource(WordPenalty)}\n", 1)
     pins = "".join(f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in REQUIREMENTS)
     return {"README.md": card.encode(), "app.py": app.encode(), "requirements.txt": pins.encode()}
 

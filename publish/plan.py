@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.results import complete_outputs, describe_scores, read_evaluation
+from eval.results import GENERATED, complete_outputs, describe_scores, read_evaluation
 from eval.rows import read_split
 from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
@@ -35,7 +35,7 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     recipe = load_recipe(run.recipe)
     examples = read_split(run, "test")
     generated = {"adapter": [line["prediction"] for line in predictions]}
-    generated |= {name: [line[name] for line in predictions] for name in ("base", "few_shot") if name in predictions[0]}
+    generated |= {name: [line[name] for line in predictions] for name in GENERATED if name in predictions[0]}
     model = fit_toxicity(read_split(run, "train"))
     outputs = complete_outputs(generated, [example.toxic for example in examples], model, tuple(results["systems"]))
     scores, sentences = describe_scores(examples, outputs, model, "human" in results["systems"])

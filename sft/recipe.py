@@ -86,7 +86,7 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {
     "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "seed", "data_seed", "dataloader_num_workers",
-    "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts", "eval.samples",
+    "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts", "eval.samples", "eval.listed_penalty",
 }  # fmt: skip
 BELOW_ONE = {"lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2", "data.validation", "data.test"}
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", NoneType: "null", tuple: "list"}
@@ -148,7 +148,7 @@ def describe(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-BASELINES = ("copy", "delete", "base", "few_shot", "human")
+BASELINES = ("unpenalised", "copy", "delete", "base", "few_shot", "human")
 PROTOCOLS = ("paradetox-2022", "pan-2024", "pan-2025")  # of eval/protocols.py
 
 
@@ -173,11 +173,13 @@ class DataConfig:
 class EvalConfig:
     batch_size: int = describe("sentences generated at a time on each process", 64)
     num_beams: int = describe("beams; 1 is greedy", 1)
+    listed_penalty: float = describe("nats that a beam pays for each word of the training split's word list; needs beams", 0.0)
     max_new_tokens: int | None = describe("longest answer in tokens; null: the longest of the training data", None)
     samples: int = describe("rows in samples.md", 20)
     stress: bool = describe("rewrite the inputs of eval/stress.py too: disguised swearing, shouting, clean sentences", True)
     baselines: tuple[str, ...] = describe(
-        "what is scored beside the adapter, of copy, delete, base, few_shot and human", BASELINES
+        "what is scored beside the adapter, of unpenalised (without listed_penalty), copy, delete, base, few_shot and human",
+        BASELINES,
     )
     protocols: tuple[str, ...] = describe(f"the field's own scores, with models from the Hub: {', '.join(PROTOCOLS)}", ())
     pins: tuple[str, ...] = describe("commits of the protocols' models, each as model@commit; none: the newest, recorded", ())
@@ -543,6 +545,8 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
     for name in recipe.eval.baselines:
         if name not in BASELINES:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(BASELINES)}.", "eval.baselines")
+    if recipe.eval.listed_penalty and recipe.eval.num_beams == 1:
+        yield RecipeError("chooses among beams, and eval.num_beams is 1. Expected 2 or more beams, or 0.", "eval.listed_penalty")
     for name in recipe.eval.protocols:
         if name not in PROTOCOLS:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(PROTOCOLS)}.", "eval.protocols")
