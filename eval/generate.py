@@ -273,7 +273,7 @@ def rewrite_texts(
     What a killed call with the same arguments has done lies in the folder `journal`, and is not done again.
     """
     rewriter = load_rewriter(adapter, tuned, penalised)
-    label = ("generating" if penalised else "without word penalty") if tuned else "few-shot base" if shots else "untuned base"
+    label = ("generating" if penalised else "without penalty") if tuned else "few-shot base" if shots else "untuned base"
     weights = adapter.hash_weights() if tuned else None
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
     asked = [weights, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]

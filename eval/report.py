@@ -35,7 +35,7 @@ OF_HUNDRED = ("bleu", "chrf")  # on a scale of 0 to 100; the others, of 0 to 1
 LESS_IS_BETTER = ("toxicity", "listed")
 SYSTEMS = {
     "adapter": "this adapter",
-    "unpenalised": "without word penalty",
+    "unpenalised": "without penalty",
     "human": "people",
     "base": "untuned base",
     "few_shot": "few-shot base",

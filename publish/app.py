@@ -23,7 +23,7 @@ EXAMPLES = (
 )
 LABELS = {
     "adapter": "this adapter",
-    "unpenalised": "without word penalty",
+    "unpenalised": "without penalty",
     "base": "untuned base",
     "delete": "listed words cut",
     "copy": "input copied",
