@@ -80,7 +80,7 @@ def test_outputs_lose_what_they_pay_for(mini_run: Path) -> None:
 
 def test_results_say_what_it_changes(mini_run: Path) -> None:
     results = read_json(mini_run / "eval" / "results.json")
-    assert results["generation"]["listed_penalty"] == 2
+    assert results["generation"]["listed_penalty"] == 4
     assert results["generation"]["listed_words"]
     assert "unpenalised" in results["systems"]
     assert "unpenalised" in results["differences"]

@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
     "baseline that is none": (
         GOOD + "eval:\n  baselines: [copy, oracle]\n",
         [],
-        ["R:6: eval.baselines: found 'oracle', expected some of copy, delete, base, few_shot, human."],
+        ["R:6: eval.baselines: found 'oracle', expected some of unpenalised, copy, delete, base, few_shot, human."],
     ),
     "repository without owner": (
         GOOD + "publish:\n  repo_id: just-a-name\n",
