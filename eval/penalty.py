@@ -22,16 +22,18 @@ class WordPenalty:
         endings = {word[start:] for word in words for start in range(len(word))}
         self.last = {token for token, piece in enumerate(pieces) if re.sub(r"[\W_]", "", piece.lower()) in endings}
         self.within = [token for token, piece in enumerate(pieces) if piece[:1].isalnum() and token != tokenizer.eos_token_id]
+        self.fee: Any = None  # (vocabulary,), made where the first scores are
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return the scores (beams, vocabulary), in nats, of what follows `input_ids` (beams, tokens)."""
         tokens = input_ids[:, -self.LOOK_BACK :].tolist()
         paying = [row for row, ids in enumerate(tokens) if ids[-1] in self.last and self.ends_listed(ids)]
         if paying:
-            fee = scores.new_full(scores.shape[1:], self.penalty)
-            fee[self.within] = 0
+            if self.fee is None:
+                self.fee = scores.new_full(scores.shape[1:], self.penalty)
+                self.fee[self.within] = 0
             scores = scores.clone()
-            scores[paying] -= fee
+            scores[paying] -= self.fee
         return scores
 
     def ends_listed(self, ids: list[int]) -> bool:
