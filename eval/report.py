@@ -254,15 +254,15 @@ def plot_scores(results: Mapping[str, Any], path: Path) -> None:
             ]
             places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(labels))]
             bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system], yerr=margins, ecolor="0.3")
-            axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=2)
+            axes.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
         axes.set_xticks(
             range(len(labels)),
             [f"{label}\n(less is better)" if name in LESS_IS_BETTER else label for name, label in labels.items()],
         )
-        axes.set(ylim=(0, 112), ylabel=f"score (0 to 100), with {LEVEL} % confidence intervals")
+        axes.set(ylim=(0, 105), ylabel=f"0 to 100, with {LEVEL} % confidence intervals")
         axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(ncols=len(systems), fontsize=7, loc="upper left")
+        axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def plot_lengths(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
