@@ -12,6 +12,7 @@ from eval.baselines import choose_shots, delete_listed, fit_lexicon
 from eval.generate import find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
+from eval.results import GENERATED
 from eval.rows import choose_rows, read_split
 from eval.toxicity import fit_toxicity
 from sft.prompt import format_prompt
@@ -35,7 +36,7 @@ def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
     references = [line["references"] for line in lines]
     outputs = {"adapter": [line["prediction"] for line in lines]}
     train = read_split(RunDir(mini_run), "train")
-    outputs |= {name: [line[name] for line in lines] for name in ("base", "few_shot")}
+    outputs |= {name: [line[name] for line in lines] for name in GENERATED}
     outputs["delete"] = [delete_listed(line["toxic"], fit_lexicon(train)) for line in lines]
     outputs["copy"] = sources = [line["toxic"] for line in lines]
     assert outputs["delete"] != outputs["copy"]
