@@ -109,7 +109,9 @@ def test_generation_computes_in_the_recipes_dtype_where_the_cpu_can(
 
 def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main) -> None:
     text = own_run.recipe.read_text()
-    write_text(own_run.recipe, text.replace("  - delete\n  - base\n  - few_shot\n  - human\n", ""))
+    write_text(
+        own_run.recipe, text.replace("  - unpenalised\n", "").replace("  - delete\n  - base\n  - few_shot\n  - human\n", "")
+    )
     call_main("eval.run", own_run.root, "--limit", 3)
     results = read_json(own_run.eval / "test-first-3" / "results.json")
     assert list(results["systems"]) == ["adapter", "copy"]
