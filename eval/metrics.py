@@ -1,6 +1,7 @@
 """Metrics: pure functions of predictions and references that return a value with its name and signature."""
 
 import importlib.metadata
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 References = Sequence[Sequence[str]]  # for each prediction, one or more references
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+CHUNK = 5_000  # rows that are scored at a time; more are dealt out to the cores
 KEPT_ENOUGH = 25  # chrF to the source from which on `joint` takes the content as kept
 
 
@@ -177,6 +179,30 @@ def compute_scores(
             f"expected as many rows of references as predictions, at least one, each with a reference; "
             f"got {len(predictions)} predictions and {len(references)} rows of references"
         )
+    if len(predictions) <= CHUNK:
+        return score_rows(predictions, references, sources, model)
+    from joblib import Parallel, cpu_count, delayed
+
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(predictions), CHUNK)]
+    jobs = (delayed(score_rows)(predictions[at], references[at], sources and sources[at], model) for at in chunks)
+    parts = Parallel(min(len(chunks), cpu_count()))(jobs)
+    return {name: join_parts([part[name] for part in parts]) for name in parts[0]}
+
+
+def join_parts(parts: Sequence[Score]) -> Score:
+    """Return the score of all rows from those of the parts that they were dealt out in."""
+    statistics = np.concatenate([part.statistics for part in parts])
+    signature = parts[0].signature
+    if any(part.signature != signature for part in parts):  # parts whose rows have other numbers of references
+        signature = re.sub(r"\bnrefs:\w+", "nrefs:var", signature)
+    sentences = np.concatenate([part.sentences for part in parts])
+    value = parts[0].combine(statistics.sum(axis=0))
+    return replace(parts[0], value=value, signature=signature, statistics=statistics, sentences=sentences)
+
+
+def score_rows(
+    predictions: Sequence[str], references: References, sources: Sequence[str] | None, model: "ToxicityModel | None"
+) -> dict[str, Score]:
     first = [refs[:1] for refs in references]
     scores = [compute_bleu(predictions, references), compute_bleu(predictions, first, "bleu_first")]
     scores += [compute_bleu(predictions, references, "bleu_lower", lowercase=True), compute_chrf(predictions, references)]

@@ -10,6 +10,7 @@ from conftest import PARADETOX, needs_paradetox, run_python
 
 from eval.baselines import find_listed
 from eval.metrics import compute_scores
+from eval.toxicity import fit_toxicity
 from sft.data import Example, read_corpus
 from sft.recipe import PROJECT, DataConfig
 
@@ -169,3 +170,19 @@ def test_a_part_of_a_score_is_the_score_of_the_part() -> None:
 def test_rows_that_do_not_match(predictions: list[str], references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="expected as many rows of references as predictions"):
         compute_scores(predictions, references)
+
+
+def test_many_rows_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dealt out to processes, rows have the scores, statistics and signatures that they have together."""
+    examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples
+    examples.sort(key=lambda example: len(example.references))  # parts of one reference, and parts of several
+    texts = [example.toxic for example in examples]
+    arguments = texts[::-1], [example.references for example in examples], texts, fit_toxicity(examples)
+    together = compute_scores(*arguments)
+    monkeypatch.setattr("eval.metrics.CHUNK", 100)
+    apart = compute_scores(*arguments)
+    assert apart.keys() == together.keys()
+    for name, score in together.items():
+        assert (apart[name].value, apart[name].signature) == (score.value, score.signature)
+        np.testing.assert_array_equal(apart[name].statistics, score.statistics)
+        np.testing.assert_array_equal(apart[name].sentences, score.sentences)
