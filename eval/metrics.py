@@ -208,10 +208,15 @@ def score_rows(
     scores += [compute_bleu(predictions, references, "bleu_lower", lowercase=True), compute_chrf(predictions, references)]
     scores += compute_rouge(predictions, references)
     if sources is not None:
-        kept = compute_kept(predictions, sources)
-        scores += kept
-        if model is not None:
-            scores += compute_joint(predictions, kept[0], model)
-            if model.lexicon:
-                scores.append(compute_listed(predictions, model.lexicon))
+        scores += score_unreferenced(predictions, sources, model).values()
+    return {score.name: score for score in scores}
+
+
+def score_unreferenced(predictions: Sequence[str], sources: Sequence[str], model: "ToxicityModel | None") -> dict[str, Score]:
+    """Return the scores that need no reference, by name; see `compute_scores`."""
+    scores = compute_kept(predictions, sources)
+    if model is not None:
+        scores += compute_joint(predictions, scores[0], model)
+        if model.lexicon:
+            scores.append(compute_listed(predictions, model.lexicon))
     return {score.name: score for score in scores}

@@ -35,6 +35,7 @@ def render_page(
         name_metrics,
         name_system,
         tabulate_protocol,
+        tabulate_unrewritten,
     )
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
@@ -57,6 +58,7 @@ def render_page(
         samples=rows,
         generated=GENERATED,
         protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
+        unrewritten=tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
     )
 
 

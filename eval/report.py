@@ -32,6 +32,7 @@ LABELS = {
 PRINTED = ("bleu", "chrf", "rougeL", "toxicity", "listed", "joint")  # what fits a terminal of 80 columns
 PLOTTED = ("bleu", "chrf", "rougeL", "toxicity", "joint")
 OF_HUNDRED = ("bleu", "chrf")  # on a scale of 0 to 100; the others, of 0 to 1
+SHARES = ("listed", "copies")  # printed as percentages
 LESS_IS_BETTER = ("toxicity", "listed")
 SYSTEMS = {
     "adapter": "this adapter",
@@ -41,6 +42,13 @@ SYSTEMS = {
     "few_shot": "few-shot base",
     "delete": "listed words cut",
     "copy": "input copied",
+}
+REASONS = {
+    "all": "all",
+    "toxic_content": "what it says is toxic",
+    "unclear": "unclear",
+    "not_toxic": "not toxic",
+    "other_tick": "another reason",
 }
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "rouge_score", "scikit-learn", "numpy")
 
@@ -75,6 +83,7 @@ def write_report(
     results: Mapping[str, Any],
     lexicon: Collection[str],
     samples: int,
+    unrewritten: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write predictions, samples, plots, page and last results.json, which so never speaks of files that are not there."""
     lines = []
@@ -82,9 +91,13 @@ def write_report(
         line: dict[str, Any] = {"id": example.id, "toxic": example.toxic, "references": example.references}
         line["prediction"] = generated["adapter"][index]
         line |= {system: texts[index] for system, texts in generated.items() if system != "adapter"}
-        line["scores"] = {name: round(value, 4) for name, value in sentences[index].items()}
+        line["scores"] = round_scores(sentences[index])
         lines.append(line)
     write_json_lines(rows.folder / "predictions.jsonl", lines)
+    if unrewritten:
+        write_json_lines(rows.folder / "unrewritten.jsonl", unrewritten)
+    else:
+        (rows.folder / "unrewritten.jsonl").unlink(missing_ok=True)
     write_text(rows.folder / "samples.md", format_samples(lines, samples, rows.description["source"]))
     plots = find_plots(run, rows.folder)
     plot_scores(results, plots / "scores.png")
@@ -93,6 +106,11 @@ def write_report(
     page = render_page(f"{run.root.resolve().name}: evaluation", results, chosen, lexicon, plots)
     write_text(rows.folder / "report.html", page)
     write_json(rows.folder / "results.json", results)
+
+
+def round_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return a sentence's scores as its line of predictions.jsonl has them."""
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 def find_plots(run: RunDir, folder: Path) -> Path:
@@ -130,7 +148,7 @@ def escape_markdown(text: str) -> str:
 
 def format_value(name: str, value: float) -> str:
     """Return a score with the digits that its metric's own tools print."""
-    if name == "listed":
+    if name in SHARES:
         return f"{value:.1%}"
     return f"{value:.1f}" if name in OF_HUNDRED else f"{value:.3f}"
 
@@ -180,6 +198,22 @@ def tabulate_protocol(part: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def tabulate_unrewritten(part: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of sentences that annotators could not rewrite, its head first."""
+    head = ["could not be rewritten", "number", "toxicity", "listed words", "unchanged", "joint"]
+    rows = [[*head, *(f"joint, {SYSTEMS[name]}" for name in part["slices"][0]["systems"] if name != "adapter")]]
+    for piece in part["slices"]:
+        scores, *others = piece["systems"].values()
+        cells = [format_interval("toxicity", scores["toxicity"])]
+        cells += [format_value(name, scores[name]["value"]) if name in scores else "" for name in ("listed", "copies")]
+        cells += [
+            format_interval("joint", scores["joint"]),
+            *(format_value("joint", other["joint"]["value"]) for other in others),
+        ]
+        rows.append([REASONS.get(piece["slice"], piece["slice"]), f"{piece['rows']:,}", *cells])
+    return rows
+
+
 def print_scores(results: Mapping[str, Any], title: str) -> None:
     """Print the table of the systems' scores, and the first one's differences to the others."""
     from rich.console import Console
@@ -214,6 +248,12 @@ def print_results(run: RunDir, folder: Path) -> None:
         table = Table(*head, title=part["source"], caption=part["note"])
         for row in rows:
             table.add_row(*row)
+        console.print(table)
+    if "unrewritten" in results:
+        head, *rows = tabulate_unrewritten(results["unrewritten"])
+        table = Table(*head, title=Text(f"{results['unrewritten']['source']}: sentences that annotators could not rewrite"))
+        for row in rows:
+            table.add_row(*map(Text, row))
         console.print(table)
     if data["left_out_as_seen"]:
         console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eval.baselines import delete_listed, find_listed
-from eval.metrics import Score, compute_scores
+from eval.metrics import Score, compute_scores, score_unreferenced
 from eval.rows import read_split
 from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
 from eval.toxicity import ToxicityModel
@@ -159,3 +159,23 @@ def describe_slices(examples: Sequence[Example], systems: Systems, model: Toxici
                 }
                 described.append({"by": by, "slice": name, "rows": int(mask.sum()), "systems": describe_systems(part)["systems"]})
     return described
+
+
+def describe_unrewritten(
+    lines: Sequence[Mapping[str, Any]], model: ToxicityModel
+) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
+    """Return the scores of sentences that have no rewrites, and the adapter's sentence scores by metric, for each row.
+
+    Args:
+        lines: each with its toxic sentence, the adapter's prediction, and the annotators' reasons, by which they are sliced.
+    """
+    texts = [line["toxic"] for line in lines]
+    outputs = complete_outputs({"adapter": [line["prediction"] for line in lines]}, texts, model, ("delete", "copy"))
+    systems = {name: score_unreferenced(predictions, texts, model) for name, predictions in outputs.items()}
+    reasons = {reason: np.array([reason in line["reasons"] for line in lines]) for line in lines for reason in line["reasons"]}
+    described = []
+    for reason, mask in {"all": np.ones(len(lines), dtype=bool), **dict(sorted(reasons.items()))}.items():
+        part = {name: {metric: score.select(mask) for metric, score in scores.items()} for name, scores in systems.items()}
+        described.append({"slice": reason, "rows": int(mask.sum()), **describe_systems(part)})
+    rows = zip(*(score.sentences.tolist() for score in systems["adapter"].values()), strict=True)
+    return described, [dict(zip(systems["adapter"], row, strict=True)) for row in rows]

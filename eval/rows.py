@@ -1,12 +1,28 @@
 """The rows that an evaluation scores: a split of the run, or a file of the user's without what the run has seen."""
 
+import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data import DataError, Example, count, hash_examples, normalise, read_corpus
+from sft.data import (
+    DataError,
+    Example,
+    check_delimited,
+    clean_text,
+    count,
+    decode_file,
+    hash_examples,
+    normalise,
+    open_text,
+    read_corpus,
+)
 from sft.recipe import DataConfig
-from sft.run_dir import Refusal, RunDir, RunError, read_json, read_json_lines
+from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
+
+UNREWRITTEN_COLUMNS = ("INPUT:toxic_comment", "OUTPUT:reasons")  # of ParaDetox's file, as its annotation tool wrote it
+MOST_UNREWRITTEN = 1_000
 
 
 @dataclass(frozen=True)
@@ -45,15 +61,9 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
         description = {key: manifest[key] for key in ("source", "revision")}
         description |= {"files": manifest["sha256"], "split": split, "left_out_as_seen": 0}
         folder = run.eval if split == "test" else run.eval / split
-    elif manifest.get("streaming"):
-        raise RunError(
-            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of {source} can't be told. "
-            "Without --source, the run's own test split is evaluated."
-        )
     else:
+        seen = find_seen(run, "--source")
         corpus = read_corpus(DataConfig(source=source))
-        splits = ("train", "validation")
-        seen = {normalise(text) for name in splits for e in read_split(run, name) for text in (e.toxic, *e.references)}
         examples = [example for example in corpus.examples if normalise(example.toxic) not in seen]
         left_out = len(corpus.examples) - len(examples)
         if not examples:
@@ -72,3 +82,79 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
         folder = folder.with_name(f"{folder.name}-{name}") if source else run.eval / f"{split}-{name}"
     description |= {"rows": len(examples), "rows_of": whole, "sha256": hash_examples(examples)}
     return EvalRows(examples, description, folder)
+
+
+def find_seen(run: RunDir, flag: str) -> set[str]:
+    """Return the words (see `sft.data.normalise`) of all that the run trained on or chose its settings by.
+
+    Raises:
+        RunError: it was trained on a stream, which nobody has kept.
+    """
+    if read_json(run.manifest).get("streaming"):
+        raise RunError(
+            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another file can't be told. "
+            f"Without {flag}, the run's own test split is evaluated."
+        )
+    splits = ("train", "validation")
+    return {normalise(text) for name in splits for e in read_split(run, name) for text in (e.toxic, *e.references)}
+
+
+@dataclass(frozen=True)
+class Unrewritten:
+    """Sentences that annotators could not rewrite: a line of unrewritten.jsonl each, and what results.json says of them."""
+
+    lines: list[dict[str, Any]]  # id, toxic, reasons
+    description: dict[str, Any]
+
+
+def choose_unrewritten(run: RunDir, path: Path) -> Unrewritten:
+    """Return the sentences of a file without rewrites, but those that the run has seen; of many, those of the smallest hashes.
+
+    Raises:
+        InputError: see `read_unrewritten` and `find_seen`; or the run has seen all of them.
+    """
+    seen, sentences = find_seen(run, "--unrewritten"), read_unrewritten(path)
+    fresh = {toxic: reasons for toxic, reasons in sentences.items() if normalise(toxic) not in seen}
+    if not fresh:
+        raise DataError(f"{path}: the run trained on all of it ({count(len(sentences), 'sentence')}). Expected other sentences.")
+    chosen = sorted((Example(toxic, ()) for toxic in fresh), key=lambda example: example.id)[:MOST_UNREWRITTEN]
+    lines = [{"id": example.id, "toxic": example.toxic, "reasons": fresh[example.toxic]} for example in chosen]
+    description = {"source": path.name, "file": hash_file(path), "rows": len(lines), "rows_of": len(fresh)}
+    description |= {"sha256": hash_examples(chosen), "left_out_as_seen": len(sentences) - len(fresh)}
+    return Unrewritten(lines, description)
+
+
+def read_unrewritten(path: Path) -> dict[str, list[str]]:
+    """Return the cleaned sentences of ParaDetox's file of those not rewritten, with the annotators' reasons; or a text a line.
+
+    Raises:
+        DataError: no such file, not UTF-8, without sentences, or a .tsv file of other columns or with broken rows.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file. Expected sentences without rewrites: a text a line, or ParaDetox's .tsv file.")
+    sentences: dict[str, list[str]] = {}
+    if path.suffix != ".tsv":
+        sentences = {clean_text(line): [] for line in decode_file(path).splitlines()}
+    else:
+        header = check_delimited(path)
+        missing = [name for name in UNREWRITTEN_COLUMNS if name not in header]
+        if missing:
+            expected = " and ".join(UNREWRITTEN_COLUMNS)
+            raise DataError(
+                f"{path}: no column {missing[0]!r}; it has {', '.join(header)}. Expected {expected}, or a text a line."
+            )
+        with open_text(path) as stream:
+            for number, row in enumerate(csv.DictReader(stream, delimiter="\t"), start=1):
+                text, given = (row[name] or "" for name in UNREWRITTEN_COLUMNS)
+                try:  # both cells are JSON; a text without quotes stands for itself
+                    text = json.loads(text) if text.startswith('"') else text
+                    reasons = sorted(reason for reason, holds in json.loads(given or "{}").items() if holds)
+                except (ValueError, AttributeError):
+                    raise DataError(
+                        f"{path}: row {number}: found {text[:40]!r} and {given[:40]!r}, expected a JSON text and a JSON object."
+                    ) from None
+                sentences[clean_text(text)] = reasons
+    sentences.pop("", None)
+    if not sentences:
+        raise DataError(f"{path}: no sentence in it. Expected one a line at least.")
+    return sentences

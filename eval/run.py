@@ -3,12 +3,18 @@
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.outputs import print_file_scores, score_files
-from eval.rows import choose_rows, read_split
-from sft.recipe import load_recipe, parse_count, run_command
+from eval.rows import choose_rows, choose_unrewritten, read_split
+from sft.recipe import EvalConfig, load_recipe, parse_count, run_command
 from sft.run_dir import open_run
+
+if TYPE_CHECKING:
+    from eval.generate import Adapter
+    from sft.data import Example
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -20,6 +26,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", metavar="FILE", help="evaluate this .tsv, .csv, .jsonl or .parquet file instead")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="split of the run (default: test)")
     parser.add_argument("--limit", metavar="N", type=parse_count, help="only the first N rows")
+    parser.add_argument(
+        "--unrewritten",
+        metavar="FILE",
+        type=Path,
+        help="also rewrite sentences that nobody could: ParaDetox's .tsv file of them, or a text a line (at most 1,000)",
+    )
     files = parser.add_argument_group("anybody's outputs, instead of RUN_DIR")
     files.add_argument("--predictions", metavar="FILE", type=Path, help="a text a line, or .jsonl with `prediction`")
     files.add_argument("--references", metavar="FILE", type=Path, help="their rows, in order: a corpus, or a reference a line")
@@ -29,6 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     both = arguments.predictions and arguments.references
     if bool(arguments.run_dir) == bool(both) or (arguments.run_dir and (arguments.predictions or arguments.references)):
         parser.error("expected either RUN_DIR, or --predictions and --references")
+    if arguments.unrewritten and not arguments.run_dir:
+        parser.error("--unrewritten needs RUN_DIR, whose adapter rewrites the sentences")
     return arguments
 
 
@@ -39,13 +53,13 @@ def main() -> None:
         return
     run = open_run(arguments.run_dir)
     rows = choose_rows(run, arguments.source, arguments.split, arguments.limit)
+    unrewritten = choose_unrewritten(run, arguments.unrewritten) if arguments.unrewritten else None
     train, settings = read_split(run, "train"), load_recipe(run.recipe).eval
 
-    from eval.baselines import choose_shots
     from eval.generate import open_adapter, rewrite_texts
     from eval.protocols import resolve_models, score_protocols
-    from eval.report import describe_results, print_results, write_report
-    from eval.results import complete_outputs, describe_scores
+    from eval.report import describe_results, print_results, round_scores, write_report
+    from eval.results import complete_outputs, describe_scores, describe_unrewritten
     from eval.stress import judge_outputs, list_texts
     from eval.toxicity import fit_toxicity
     from sft.model import join_processes
@@ -54,6 +68,40 @@ def main() -> None:
     state = join_processes()
     commits = resolve_models(settings.protocols, settings.pins)
     texts, journal = [example.toxic for example in rows.examples], rows.folder / "unfinished"
+    generated, seconds = generate_systems(adapter, settings, train, texts, journal)
+    stressed, _ = rewrite_texts(adapter, list_texts(), journal) if settings.stress else ([], 0)
+    lines = unrewritten.lines if unrewritten else []
+    attempts, _ = rewrite_texts(adapter, [line["toxic"] for line in lines], journal) if lines else ([], 0)
+    if state.is_main_process:
+        model = fit_toxicity(train)
+        outputs = complete_outputs(generated, texts, model, settings.baselines)
+        scores, sentences = describe_scores(rows.examples, outputs, model, "human" in settings.baselines)
+        accuracy = model.measure_accuracy(read_split(run, "validation"))
+        scores["stress"] = judge_outputs(stressed) if settings.stress else []
+        scores["protocols"] = score_protocols(settings.protocols, commits, rows.examples, outputs)
+        if unrewritten:
+            lines = [line | {"prediction": attempt} for line, attempt in zip(lines, attempts, strict=True)]
+            slices, values = describe_unrewritten(lines, model)
+            lines = [line | {"scores": round_scores(value)} for line, value in zip(lines, values, strict=True)]
+            scores["unrewritten"] = unrewritten.description | {"slices": slices}
+        results = describe_results(adapter, rows, scores, accuracy, seconds, state.num_processes)
+        write_report(run, rows, generated, sentences, results, model.lexicon, settings.samples, lines)
+        shutil.rmtree(journal, ignore_errors=True)
+        if arguments.json:
+            print(json.dumps(results))
+        else:
+            print_results(run, rows.folder)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def generate_systems(
+    adapter: "Adapter", settings: EvalConfig, train: "Sequence[Example]", texts: Sequence[str], journal: Path
+) -> tuple[dict[str, list[str]], float]:
+    """Return the rewrites of each system that is generated, and the seconds of the adapter's."""
+    from eval.baselines import choose_shots
+    from eval.generate import rewrite_texts
+
     generated: dict[str, list[str]] = {}
     generated["adapter"], seconds = rewrite_texts(adapter, texts, journal)
     if "unpenalised" in settings.baselines and adapter.settings.listed_penalty:
@@ -62,23 +110,7 @@ def main() -> None:
         generated["base"], _ = rewrite_texts(adapter, texts, journal, tuned=False)
     if "few_shot" in settings.baselines:
         generated["few_shot"], _ = rewrite_texts(adapter, texts, journal, tuned=False, shots=choose_shots(train))
-    stressed, _ = rewrite_texts(adapter, list_texts(), journal) if settings.stress else ([], 0)
-    if state.is_main_process:
-        model = fit_toxicity(train)
-        outputs = complete_outputs(generated, texts, model, settings.baselines)
-        scores, sentences = describe_scores(rows.examples, outputs, model, "human" in settings.baselines)
-        accuracy = model.measure_accuracy(read_split(run, "validation"))
-        scores["stress"] = judge_outputs(stressed) if settings.stress else []
-        scores["protocols"] = score_protocols(settings.protocols, commits, rows.examples, outputs)
-        results = describe_results(adapter, rows, scores, accuracy, seconds, state.num_processes)
-        write_report(run, rows, generated, sentences, results, model.lexicon, settings.samples)
-        shutil.rmtree(journal, ignore_errors=True)
-        if arguments.json:
-            print(json.dumps(results))
-        else:
-            print_results(run, rows.folder)
-    state.wait_for_everyone()
-    state.destroy_process_group()
+    return generated, seconds
 
 
 if __name__ == "__main__":

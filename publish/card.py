@@ -19,6 +19,7 @@ from eval.report import (
     format_value,
     name_metrics,
     tabulate_protocol,
+    tabulate_unrewritten,
 )
 from sft.data import clean_text, count
 from sft.prompt import format_prompt
@@ -119,6 +120,7 @@ def render_card(facts: CardFacts) -> str:
         scores_prompt=facts.recipe["completion_only_loss"] is False,
         slices=tabulate_slices(results),
         protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
+        unrewritten=tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
         example=next(iter(choose_examples(results)), None),
         samples=samples,
         prompt=format_prompt("TEXT"),

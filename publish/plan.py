@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.results import GENERATED, complete_outputs, describe_scores, read_evaluation
+from eval.results import GENERATED, complete_outputs, describe_scores, describe_unrewritten, read_evaluation
 from eval.rows import read_split
 from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
 from publish.card import CardFacts, render_card, write_license
 from publish.scan import find_private
+from sft.data import Example, hash_examples
 from sft.recipe import dump_yaml, load_recipe
-from sft.run_dir import Refusal, RunDir, RunError, read_json
+from sft.run_dir import Refusal, RunDir, RunError, read_json, read_json_lines
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
@@ -42,11 +43,17 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     stressed = [case["output"] for group in results["stress"] for case in group["cases"]]
     scores["stress"] = judge_outputs(stressed) if stressed else []
     scores["toxicity_accuracy"] = model.measure_accuracy(read_split(run, "validation"))
-    lines = zip(predictions, sentences, strict=True)
+    lines = list(zip(predictions, sentences, strict=True))
+    if "unrewritten" in results:
+        attempts = read_json_lines(run.eval / "unrewritten.jsonl")
+        slices, marks = describe_unrewritten(attempts, model)
+        digest = hash_examples(Example(line["toxic"], ()) for line in attempts)
+        scores["unrewritten"] = results["unrewritten"] | {"sha256": digest, "rows": len(attempts), "slices": slices}
+        lines += zip(attempts, marks, strict=True)
     same = all(are_close(results.get(key), part) for key, part in scores.items())
     if not same or not all(are_close(line["scores"], values) for line, values in lines):
         raise Refusal(
-            f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl. "
+            f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl or unrewritten.jsonl. "
             f"Evaluate again: accelerate launch eval/run.py {run.root}"
         )
     values = recipe.values()

@@ -13,11 +13,21 @@ from eval.generate import find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
-from eval.rows import choose_rows, read_split
+from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_split, read_unrewritten
 from eval.toxicity import fit_toxicity
 from sft.prompt import format_prompt
 from sft.recipe import PROJECT, InputError
-from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, read_json_lines, write_json, write_text
+from sft.run_dir import (
+    RunDir,
+    RunError,
+    hash_file,
+    open_run,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -150,6 +160,97 @@ def test_source_leaves_out_what_the_run_has_seen(own_run: RunDir, call_main: Mai
     write_text(tmp_path / "seen.tsv", text.replace("a damn new one\tA new one.\n", ""))
     with pytest.raises(InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"):
         choose_rows(own_run, str(tmp_path / "seen.tsv"), "test", None)
+
+
+def quote(value: object) -> str:
+    """Return a value as ParaDetox's file has it: JSON, in quotes as of a .tsv file."""
+    return '"' + json.dumps(value).replace('"', '""') + '"'
+
+
+UNREWRITTEN = f"""\tINPUT:toxic_comment\tOUTPUT:reasons
+0\t{quote('all "blondes" are  stupid')}\t{quote({"toxic_content": True, "unclear": False})}
+1\twhat a damn day\t{{"not_toxic":true,"unclear":true}}
+2\t{quote("what the hell")}\t{{}}
+"""
+
+
+def test_sentences_that_annotators_could_not_rewrite_are_read_with_their_reasons(tmp_path: Path) -> None:
+    write_text(tmp_path / "cannot.tsv", UNREWRITTEN)
+    expected = {'all "blondes" are stupid': ["toxic_content"], "what a damn day": ["not_toxic", "unclear"], "what the hell": []}
+    assert read_unrewritten(tmp_path / "cannot.tsv") == expected
+    write_text(tmp_path / "cannot.txt", "one  of them\r\n\nanother\n")
+    assert read_unrewritten(tmp_path / "cannot.txt") == {"one of them": [], "another": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "none.txt",
+            None,
+            r"none.txt: no such file. Expected sentences without rewrites: a text a line, or ParaDetox's .tsv file",
+        ),
+        ("blank.txt", " \n\n", r"blank.txt: the file is empty"),
+        ("other.tsv", "toxic\tneutral1\na\tb\n", r"no column 'INPUT:toxic_comment'; it has toxic, neutral1. Expected INPUT"),
+        ("half.tsv", UNREWRITTEN.replace("{}", "true"), r"row 3: found 'what the hell' and 'true', expected a JSON text and"),
+        ("cut.tsv", UNREWRITTEN.replace("{}", "{"), r"row 3: found 'what the hell' and '{', expected a JSON text and"),
+    ],
+)
+def test_broken_file_of_unrewritten_sentences_is_told(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        write_text(tmp_path / name, text)
+    with pytest.raises(InputError, match=message):
+        read_unrewritten(tmp_path / name)
+
+
+def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path, tmp_path: Path) -> None:
+    run = RunDir(mini_run)
+    seen = [read_split(run, "train")[0].toxic.upper(), read_split(run, "validation")[0].references[0]]
+    texts = [f"damn number {number}" for number in range(MOST_UNREWRITTEN + 5)]
+    write_text(tmp_path / "one.txt", "\n".join([*seen, *texts]))
+    write_text(tmp_path / "other.txt", "\n".join([*reversed(texts), *seen]))
+    chosen = choose_unrewritten(run, tmp_path / "one.txt")
+    assert chosen.lines == choose_unrewritten(run, tmp_path / "other.txt").lines, "the order of the file does not matter"
+    assert {line["toxic"] for line in chosen.lines} < set(texts)
+    counts = [chosen.description[key] for key in ("rows", "rows_of", "left_out_as_seen")]
+    assert counts == [MOST_UNREWRITTEN, MOST_UNREWRITTEN + 5, 2]
+    write_text(tmp_path / "seen.txt", "\n".join(seen))
+    with pytest.raises(InputError, match=r"seen.txt: the run trained on all of it \(2 sentences\)"):
+        choose_unrewritten(run, tmp_path / "seen.txt")
+
+
+def test_unrewritten_sentences_are_scored_shown_and_published(
+    own_run: RunDir, call_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import jsonschema
+
+    write_text(tmp_path / "cannot.tsv", UNREWRITTEN)
+    call_main("eval.run", own_run.root, "--unrewritten", tmp_path / "cannot.tsv")
+    assert "cannot.tsv: sentences that annotators could not rewrite" in capsys.readouterr().out
+    results, lines = read_json(own_run.eval / "results.json"), read_json_lines(own_run.eval / "unrewritten.jsonl")
+    jsonschema.validate(results, read_json(PROJECT / "eval" / "results.schema.json"))
+    slices = {part["slice"]: part for part in results["unrewritten"]["slices"]}
+    assert {name: part["rows"] for name, part in slices.items()} == {"all": 3, "not_toxic": 1, "toxic_content": 1, "unclear": 1}
+    model, texts = fit_toxicity(read_split(own_run, "train")), [line["toxic"] for line in lines]
+    assert slices["all"]["systems"]["copy"]["toxicity"]["value"] == pytest.approx(sum(model.predict(texts)) / 3)
+    (day,) = (line["scores"] for line in lines if line["toxic"] == "what a damn day")
+    assert slices["not_toxic"]["systems"]["adapter"]["joint"]["value"] == pytest.approx(day["joint"], abs=1e-4)
+    assert "could not rewrite" in (own_run.eval / "report.html").read_text()
+
+    call_main("publish.run", own_run.root)
+    assert "| what it says is toxic | 1 |" in (own_run.publish / "README.md").read_text()
+    write_json_lines(own_run.eval / "unrewritten.jsonl", [line | {"prediction": "thank you"} for line in lines])
+    with pytest.raises(RunError, match=r"its scores are not those of predictions.jsonl or unrewritten.jsonl"):
+        call_main("publish.run", own_run.root)
+    others = [line | {"toxic": f"{line['toxic']} !"} for line in lines]
+    write_json_lines(own_run.eval / "unrewritten.jsonl", others)
+    with pytest.raises(RunError, match=r"unrewritten.jsonl"):
+        call_main("publish.run", own_run.root)
+
+    call_main("eval.run", own_run.root)
+    assert not (own_run.eval / "unrewritten.jsonl").exists()
+    assert "unrewritten" not in read_json(own_run.eval / "results.json")
+    call_main("publish.run", own_run.root)
 
 
 def test_changed_test_split_is_refused(own_run: RunDir) -> None:
