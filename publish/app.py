@@ -135,12 +135,12 @@ def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
         load_in_4bit=True,
         bnb_4bit_quant_type=how["bnb_4bit_quant_type"],
         bnb_4bit_use_double_quant=how["use_bnb_nested_quant"],
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=how["dtype"],
     )
     model = AutoModelForCausalLM.from_pretrained(
         base["name"],
         revision=base["revision"],
-        dtype=torch.bfloat16,
+        dtype=how["dtype"],
         quantization_config=quantization if how["load_in_4bit"] else None,
         device_map="auto" if torch.cuda.is_available() else None,
     )

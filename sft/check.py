@@ -50,6 +50,11 @@ class Preflight:
     training_pairs: dict[str, int]  # of `tokens["train"]`, by where they come from
     parameters: tuple[int, int]  # trainable, all
     fit: "Fit | None"  # into memory, by estimate; None where the model can't be traced without its weights
+    precision_note: str | None  # of a precision that is not the recipe's own
+
+    def list_notes(self) -> list[str]:
+        """Return what a user should know before the run starts."""
+        return [note for note in (self.precision_note, self.fit and self.fit.warn()) if note]
 
     def resolve_values(self) -> dict[str, Any]:
         """Return the recipe's values with the commits that the Hub's names stand for: the same run tomorrow."""
@@ -130,6 +135,7 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
         load_config,
         load_tokenizer,
         resolve_base,
+        settle_precision,
     )
 
     quiet_libraries()
@@ -159,8 +165,9 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
     if faults.lines:
         raise RecipeFaults(faults.lines)
     assert base and corpus and splits and parameters and config, "a step that failed without a fault"
+    recipe, note = settle_precision(recipe)
     recipe, fit = settle_memory(recipe, config, tokens["train"].rows, parameters[1] - parameters[0], auto_batch)
-    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit)
+    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit, note)
 
 
 def read_checked_splits(recipe: Recipe) -> tuple[Corpus, dict[str, list[Example]]]:
@@ -208,6 +215,8 @@ def print_preflight(preflight: Preflight) -> None:
     console = Console()
     recipe, corpus = preflight.recipe, preflight.corpus
     console.rule("recipe, resolved")
+    if preflight.precision_note:
+        console.print(preflight.precision_note, style="yellow")
     console.print(Syntax(dump_yaml(recipe.values()), "yaml", background_color="default", word_wrap=True))
 
     console.rule("data")

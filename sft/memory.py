@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -200,7 +199,7 @@ def build_fake_model(recipe: Recipe, config: "PretrainedConfig", layers: int, on
     from trl import get_peft_config
 
     from sft.bloom import FusedBloomAttention, fuse, quicken_dropout, read_positions
-    from sft.model import build_model_config
+    from sft.model import build_model_config, trains_in_float32
 
     trl = recipe.trl
     config = copy.deepcopy(config)
@@ -219,7 +218,7 @@ def build_fake_model(recipe: Recipe, config: "PretrainedConfig", layers: int, on
                 module.weight = nn.Parameter(torch.empty(count_bytes(module.weight.numel(), trl), dtype=torch.uint8), False)
         model = get_peft_model(model, get_peft_config(build_model_config(recipe)))
     for parameter in model.parameters():
-        if quantised and parameter.requires_grad:
+        if quantised and parameter.requires_grad and (on_gpu or not trains_in_float32(recipe)):
             parameter.data = parameter.data.bfloat16()  # as TRL trains it
     if trl["activation_checkpointing"]:
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
@@ -279,11 +278,7 @@ def fits(memory: Memory, available: int) -> bool:
 def split_batch(recipe: Recipe, size: int) -> Recipe:
     """Return the recipe with batches of `size` on each device, and as many of them a step as give the recipe's own batch."""
     whole = recipe.trl["per_device_train_batch_size"] * recipe.trl["gradient_accumulation_steps"]
-    return change(recipe, per_device_train_batch_size=size, gradient_accumulation_steps=whole // size)
-
-
-def change(recipe: Recipe, **values: Any) -> Recipe:
-    return dataclasses.replace(recipe, trl=MappingProxyType(dict(recipe.trl) | values))
+    return recipe.change(per_device_train_batch_size=size, gradient_accumulation_steps=whole // size)
 
 
 def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> Recipe:
@@ -301,9 +296,9 @@ def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: 
 def find_change(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> str | None:
     """Return which change of the recipe would fit, as overrides, or None; what a step learns from stays the same."""
     keys = "per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "load_in_4bit"
-    for start in (recipe, change(recipe, load_in_4bit=True, load_in_8bit=False)):
+    for start in (recipe, recipe.change(load_in_4bit=True, load_in_8bit=False)):
         for checkpointing in (False, True):
-            found = find_batch(change(start, activation_checkpointing=checkpointing), estimate, available)
+            found = find_batch(start.change(activation_checkpointing=checkpointing), estimate, available)
             if fits(estimate(found), available):
                 changed = [key for key in keys if found.trl[key] != recipe.trl[key]]
                 return " ".join(f"--{key} {str(found.trl[key]).lower()}" for key in changed)
@@ -337,7 +332,7 @@ def settle_memory(
     said = recipe.trl["activation_checkpointing"]
     try:
         for checkpointing in (False, True) if said is None else (said,):
-            found = change(recipe, activation_checkpointing=checkpointing)
+            found = recipe.change(activation_checkpointing=checkpointing)
             found = find_batch(found, estimate, available) if auto_batch else found
             memory = estimate(found)
             if fits(memory, available):
@@ -346,4 +341,4 @@ def settle_memory(
     except (RuntimeError, TypeError, AttributeError) as error:  # it reads its tensors' contents, or has other names
         if auto_batch:
             raise RecipeError(f"no estimate of memory for {config.model_type}: {error}. Expected no --auto_batch.") from None
-        return change(recipe, activation_checkpointing=bool(said)), None
+        return recipe.change(activation_checkpointing=bool(said)), None

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,34 @@ def find_machine_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError(f"{name} has no bfloat16. Expected bf16: false with dtype: float32 (slower).", "bf16")
 
 
+def has_bfloat16() -> bool:
+    """Say whether this machine's CPU computes in bfloat16; on another, PyTorch's products are a hundred times slower in it."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def settle_precision(recipe: Recipe) -> tuple[Recipe, str | None]:
+    """Return the recipe in float32 where it asks a CPU for bfloat16 that has none, and a line that says so.
+
+    `attn_implementation: eager`, the plain path, stays as it is.
+    """
+    import torch
+
+    trl = recipe.trl
+    asked = trl["bf16"] is not False or trl["dtype"] != "float32"
+    on_cpu = trl["use_cpu"] or not torch.accelerator.is_available()
+    if not (asked and on_cpu) or trl["attn_implementation"] == "eager" or has_bfloat16():
+        return recipe, None
+    note = "this CPU does not compute in bfloat16: float32 in its place (bf16: false, dtype: float32)"
+    return recipe.change(bf16=False, dtype="float32"), note
+
+
+def trains_in_float32(recipe: Recipe) -> bool:
+    """Say whether an adapter on quantised weights is in float32 on a CPU; TRL has it in bfloat16, whatever the rest is in."""
+    return recipe.trl["dtype"] == "float32" and recipe.trl["attn_implementation"] != "eager"
+
+
 def build_model_config(recipe: Recipe) -> "ModelConfig":
     """Return TRL's ModelConfig of a recipe."""
     import dataclasses
@@ -290,7 +319,7 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         let_go_of_file(model)
     model.config.use_cache = False
     if is_bloom and model_config.attn_implementation != "eager" and not fuse(model):
-        print(f"{base.name}: slow_but_exact, so eager attention in place of the fused one")
+        print(f"{base.name}: slow_but_exact, so eager attention in place of the fused one", file=sys.stderr)
     if is_bloom and recipe.trl["packing"]:
         read_positions(model)
     return model
@@ -347,7 +376,6 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
     weight for each token. A CPU that computes in bfloat16 gets the sum in the recipe's dtype, as the training computed,
     unless attention is `eager`.
     """
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig, get_quantization_config
@@ -375,7 +403,7 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
         if on_cpu or config is None:
             model = model.merge_and_unload()
     in_bfloat16 = attention != "eager" and quantization["dtype"] == "bfloat16"
-    if on_cpu and in_bfloat16 and torch.cpu.get_capabilities().get("avx512_bf16"):
+    if on_cpu and in_bfloat16 and has_bfloat16():
         model = model.bfloat16()
         # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))

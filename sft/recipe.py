@@ -227,6 +227,10 @@ class Recipe:
             }
         return values
 
+    def change(self, **values: Any) -> "Recipe":
+        """Return the recipe with other values for some of TRL's keys."""
+        return dataclasses.replace(self, trl=MappingProxyType(dict(self.trl) | values))
+
     def report(self, error: RecipeError, faults: Faults) -> None:
         """Add an error to `faults`, at the place where its key was set; one fault a key is enough."""
         if error.key is None:

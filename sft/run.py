@@ -24,8 +24,9 @@ def main() -> None:
     run = RunDir(preflight.recipe.output_dir)
     checkpoint = find_start(run, preflight, arguments.overwrite)
     console = Console(stderr=arguments.json)
-    if preflight.fit and (warning := preflight.fit.warn()) and join_processes(preflight.recipe.trl["use_cpu"]).is_main_process:
-        console.print(warning, style="yellow")
+    if join_processes(preflight.recipe.trl["use_cpu"]).is_main_process:
+        for note in preflight.list_notes():
+            console.print(note, style="yellow")
     with hold_run(run):
         model = load_base(preflight.recipe, preflight.base)
         trainer = build_trainer(preflight, model, run, checkpoint, console)

@@ -90,9 +90,10 @@ class RunDir:
         The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half of one.
         """
         found = []
-        for folder in self.checkpoints.glob("checkpoint-*"):
-            with contextlib.suppress(OSError, ValueError):
-                found.append((json.loads((folder / "trainer_state.json").read_text())["global_step"], folder))
+        with contextlib.suppress(FileNotFoundError):  # another process's run begins or ends: the folder goes away
+            for folder in self.checkpoints.glob("checkpoint-*"):
+                with contextlib.suppress(OSError, ValueError):
+                    found.append((json.loads((folder / "trainer_state.json").read_text())["global_step"], folder))
         return max(found)[1] if found else None
 
     def clear(self) -> None:

@@ -31,7 +31,7 @@ from sft.bloom import quicken_dropout
 from sft.check import Preflight
 from sft.data import SPLITS
 from sft.loss import choose_loss
-from sft.model import build_model_config, build_sft_config, join_processes
+from sft.model import build_model_config, build_sft_config, join_processes, trains_in_float32
 from sft.recipe import PROJECT, dump_yaml, load_recipe
 from sft.run_dir import RunDir, RunError, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
 from sft.stream import stream_training_rows
@@ -283,6 +283,10 @@ def build_trainer(
     choose_loss(plain)
     if config.use_cpu and not plain:
         quicken_dropout(trainer.model)
+    if config.use_cpu and trains_in_float32(preflight.recipe):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLog(run, len(rows) / len(dataset) if packed else 1.0, console))
     return trainer

@@ -106,6 +106,30 @@ def test_report(mini_base: Path, small_data: Path, call_main: Main, capsys: pyte
     assert f"trainable parameters: {2 * 32 * (256 + 128 + 320 + 320):,}" in text
 
 
+@pytest.mark.parametrize(
+    ("in_hardware", "overrides", "expected"),
+    [
+        (False, [], (False, "float32")),
+        (False, ["--bf16", "false"], (False, "float32")),  # of 4-bit weights, dtype is the compute type
+        (False, ["--attn_implementation", "eager"], (True, "bfloat16")),
+        (True, [], (True, "bfloat16")),
+    ],
+)
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    in_hardware: bool,
+    overrides: list[str],
+    expected: tuple[bool, str],
+    mini_base: Path,
+    small_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": in_hardware})
+    words = ["--model_name_or_path", str(mini_base), "--data.source", str(small_data), "--use_cpu", "true", *overrides]
+    preflight = inspect_recipe(str(TINY), words)
+    assert (preflight.recipe.trl["bf16"], preflight.recipe.trl["dtype"]) == expected
+    assert any("does not compute in bfloat16" in note for note in preflight.list_notes()) == (expected[1] == "float32")
+
+
 def test_check_of_the_tiny_recipe_is_quick_and_writes_nothing(tmp_path: Path) -> None:
     seconds = []
     while not seconds or (min(seconds) >= 10 and len(seconds) < 3):  # again where the machine was busy with other work

@@ -198,7 +198,12 @@ def golden_facts() -> CardFacts:
             "base": base,
             "data": {"source": "s-nlp/paradetox", "revision": "d" * 40, "split": "test", "rows": 591, "sha256": "5" * 64},
             "generation": {"num_beams": 1, "max_new_tokens": 90, "batch_size": 64},
-            "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
+            "quantization": {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "use_bnb_nested_quant": True,
+                "dtype": "bfloat16",
+            },
             "slices": [{"by": "words", "slice": "below 10", "rows": 201, "systems": {"adapter": scores, "copy": copied}}],
             "stress": [
                 {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PARADETOX, TINY, Main, needs_paradetox, run_python
@@ -48,6 +49,31 @@ def test_training_lowers_the_loss(mini_run: Path) -> None:
     """Also after a validation, on CPUs where bitsandbytes repacks 4-bit weights for it: see sft/model.py."""
     losses = read_json(mini_run / "environment.json")["training"]["validation_loss"]
     assert losses[2] < losses[1] < losses[0]
+
+
+def test_training_in_float32_on_a_cpu_without_bfloat16(
+    mini_arguments: list[str], mini_run: Path, call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import torch
+    from trl import SFTTrainer
+
+    seen: set[torch.dtype] = set()
+    step = SFTTrainer.training_step
+
+    def look(self: SFTTrainer, model: torch.nn.Module, *rest: Any, **named: Any) -> Any:
+        seen.update(weight.dtype for weight in model.parameters() if weight.requires_grad)
+        seen.update({torch.get_autocast_dtype("cpu")} if torch.is_autocast_enabled("cpu") else ())
+        return step(self, model, *rest, **named)
+
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.setattr(SFTTrainer, "training_step", look)
+    call_main("sft.run", *mini_arguments, "--output_dir", tmp_path)
+    assert seen == {torch.float32}
+    assert "float32 in its place" in capsys.readouterr().out
+    assert load_recipe(tmp_path / "recipe.yaml").trl["dtype"] == "float32"
+    losses, others = (read_json(run / "environment.json")["training"]["validation_loss"] for run in (tmp_path, mini_run))
+    assert losses == pytest.approx(others, rel=0.01)  # the same training but for rounding
 
 
 def test_splits_in_the_run_do_not_overlap(mini_run: Path) -> None:

@@ -209,11 +209,14 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from transformers import BloomConfig, BloomForCausalLM
 
+    from sft.model import has_bfloat16
+
     sentences = read_sentences(arguments.texts, arguments.corpus)
     tokenizer = train_tokenizer(sentences, arguments.vocab_size)
     _, bos, eos, pad = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS)
     torch.manual_seed(arguments.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    in_bfloat16 = device == "cuda" or has_bfloat16()
     model = BloomForCausalLM(
         BloomConfig(
             vocab_size=len(tokenizer),
@@ -270,7 +273,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
             scale = min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / (1.2 * arguments.steps))))
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = rate * scale
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
                 hidden = model.transformer(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state[:, :-1]
                 targets = labels[:, 1:].to(device)
                 scored = targets != -100  # the head is the costly part: only what is scored passes through it

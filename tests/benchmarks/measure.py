@@ -99,6 +99,8 @@ def score_rows(model: Any, rows: list[dict[str, list[int]]]) -> float:
     """Return the mean loss in nats over the answer tokens of held-out rows: the same rows and sum for every side."""
     import torch
 
+    from sft.model import has_bfloat16
+
     inner = getattr(model, "module", model).get_base_model()
     inner.eval()
     for module in inner.modules():  # as in sft.model.load_base
@@ -106,7 +108,8 @@ def score_rows(model: Any, rows: list[dict[str, list[int]]]) -> float:
             module.support_avx512bf16_for_cpu = False
     device = next(inner.parameters()).device
     total, count = 0.0, 0
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    in_bfloat16 = device.type != "cpu" or has_bfloat16()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
         for row in rows:
             labels = torch.tensor(row["labels"][1:], device=device)
             hidden = inner.transformer(torch.tensor([row["input_ids"]], device=device)).last_hidden_state[0, :-1]

@@ -96,6 +96,8 @@ def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> di
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "rows").mkdir(parents=True)
     preflight = inspect_recipe(words[0], words[1:])
+    if preflight.precision_note:
+        words = [*words, "--bf16", "false", "--dtype", "float32"]  # for every side, the plain ones too
     train = preflight.tokens["train"]
     made = make_training_examples(preflight.splits, preflight.recipe.data)
     pairs = [(e.toxic, reference) for examples in made.values() for e in examples for reference in e.references]
