@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -64,7 +65,12 @@ class Rewriter:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     settings: GenerationSettings
-    processors: Sequence[Any] = ()  # of `generate`
+
+    @cached_property
+    def processors(self) -> list[Any]:
+        """The logits processors that `generate` gets."""
+        penalty = self.settings.listed_penalty
+        return [WordPenalty(self.tokenizer, self.settings.listed_words, penalty)] if penalty else []
 
     def rewrite(
         self,
@@ -137,7 +143,7 @@ class Rewriter:
                 num_beams=self.settings.num_beams,
                 max_new_tokens=self.settings.max_new_tokens,
                 do_sample=False,
-                logits_processor=list(self.processors),
+                logits_processor=self.processors,
                 pad_token_id=pad,
                 eos_token_id=self.tokenizer.eos_token_id,
             )
@@ -151,7 +157,7 @@ class Rewriter:
 def read_journal(folder: Path | None) -> dict[int, str]:
     """Return the answers that calls with the same journal have kept, by the place of their text."""
     done: dict[int, str] = {}
-    for path in sorted(folder.glob("*.jsonl")) if folder else ():
+    for path in sorted(folder.glob("[0-9]*.jsonl")) if folder else ():  # not what another process is about to write
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):  # a line that was cut off by a kill is of a batch that is done again
                 done |= {int(index): answer for index, answer in json.loads(line).items()}
@@ -300,6 +306,6 @@ def load_rewriter(adapter: Adapter, tuned: bool = True, penalised: bool = True) 
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
     model = load_finetuned(adapter.base, adapter.folder if tuned else None, adapter.quantization, join_processes().device)
     settings = adapter.settings
-    if not (tuned and penalised and settings.listed_penalty):
-        return Rewriter(model, tokenizer, replace(settings, listed_penalty=0.0, listed_words=()))
-    return Rewriter(model, tokenizer, settings, [WordPenalty(tokenizer, settings.listed_words, settings.listed_penalty)])
+    if not (tuned and penalised):
+        settings = replace(settings, listed_penalty=0.0, listed_words=())
+    return Rewriter(model, tokenizer, settings)

@@ -450,6 +450,7 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     assert sum(len(path.read_text().splitlines()) for path in journals) == 5
     with max(journals, key=lambda path: path.stat().st_mtime).open("a") as stream:
         stream.write('{"3": "cut o')  # as a kill leaves it
+    (journals[0].parent / ".0.jsonl.k2x.jsonl").write_text('{"0": "what a killed process was about to write"}\n')
 
     monkeypatch.setattr(Rewriter, "generate_batch", note)
     call_main("eval.run", own_run.root)
