@@ -390,15 +390,15 @@ def test_merged_model_is_compared_under_the_same_word_penalty(
     from publish.merge import write_merged
 
     adapter = generate.open_adapter(own_run)
-    lines = read_json_lines(own_run.eval / "predictions.jsonl")[:8]
+    lines = read_json_lines(own_run.eval / "predictions.jsonl")
     words = sorted({word for line in lines for word in split_words(line["unpenalised"])})  # what the model likes to write
     settings = dataclasses.replace(adapter.settings, listed_penalty=50.0, listed_words=words)
     adapter = dataclasses.replace(adapter, settings=settings)
     monkeypatch.setattr(generate, "open_adapter", lambda _: adapter)
     rewrites = generate.load_rewriter(adapter).rewrite([line["toxic"] for line in lines])
-    assert all(line["unpenalised"] != rewrite for line, rewrite in zip(lines, rewrites, strict=True))
+    untouched = sum(line["unpenalised"] == rewrite for line, rewrite in zip(lines, rewrites, strict=True))
     lines = [line | {"prediction": rewrite} for line, rewrite in zip(lines, rewrites, strict=True)]
-    assert write_merged(own_run, tmp_path / "merged", lines)["same"] >= 4  # but for the rounding of the merged weights
+    assert write_merged(own_run, tmp_path / "merged", lines)["same"] > untouched + 2
 
 
 def test_a_merge_that_loses_too_much_is_refused(own_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
