@@ -21,6 +21,8 @@ from sft.recipe import InputError
 NEUTRAL = ("neutral", "non-toxic", "not toxic", "nontoxic", "non_toxic", "clean")
 ACCEPTABLE = ("acceptable", "correct", "grammatical")
 LABSE = "sentence-transformers/LaBSE"
+XCOMET = "myyycroft/XCOMET-lite"
+PARTS = ("tokenizer", "encoder")  # roles of models that another one needs
 BATCH, LONGEST = 32, 512  # texts; tokens, as the protocols have them
 
 Texts = Sequence[str]
@@ -31,7 +33,8 @@ class Protocol:
     """One protocol: its models by role, what it deviates in, where it is described, and its sentence scores.
 
     `score(models, sources, outputs, references)` returns the sentence scores by measure, each of shape (rows,), in 0 to 1
-    (SIM, a cosine, in -1 to 1); their product is J. `references` are the first of each sentence.
+    (SIM, a cosine, in -1 to 1; XCOMET-lite, a regression, of at most 1); their product is J. `references` are the first of
+    each sentence.
     """
 
     models: Mapping[str, str]
@@ -105,11 +108,11 @@ def score_pan_2024(models: Mapping[str, Any], sources: Texts, outputs: Texts, re
 
 
 def score_pan_2025(models: Mapping[str, Any], sources: Texts, outputs: Texts, references: Texts) -> dict[str, np.ndarray]:
-    """Probability of neutral, raised where the output is as neutral as the source or reference; and the similarity to both."""
+    """Probability of neutral, raised where the output is as neutral as source or reference; similarity to both; XCOMET-lite."""
     neutral, before, human = (models["STA"].estimate(texts) for texts in (outputs, sources, references))
     style = np.maximum((neutral + (before <= neutral)) / 2, human <= neutral)
     similarity = 0.4 * models["SIM"].compare(sources, outputs) + 0.6 * models["SIM"].compare(references, outputs)
-    return {"STA": style, "SIM": similarity}
+    return {"STA": style, "SIM": similarity, "FL": models["FL"].estimate(sources, outputs, references)}
 
 
 PROTOCOLS = {
@@ -130,9 +133,11 @@ PROTOCOLS = {
             "STA": "textdetox/xlmr-large-toxicity-classifier-v2",
             "tokenizer": "cardiffnlp/twitter-xlm-roberta-large-2022",  # of the classifier
             "SIM": LABSE,
+            "FL": XCOMET,
+            "encoder": "microsoft/mdeberta-v3-base",  # of XCOMET-lite: its configuration and tokenizer
         },
         "PAN at CLEF 2025, Text Detoxification: github.com/pan-webis-de/pan-code, clef25/text-detoxification/evaluation",
-        "FL, and so J, are not computed: they need XCOMET-lite, whose model code is in no package.",
+        "FL is XCOMET-lite. The reference is the first of each sentence.",
         score_pan_2025,
     ),
 }
@@ -146,10 +151,11 @@ def resolve_models(names: Sequence[str], pins: Sequence[str]) -> dict[str, str]:
         pins: "model@revision", for models that are not to be the newest.
 
     Raises:
-        InputError: a model is not on the Hub, or sentence-transformers is not installed.
+        InputError: a model is not on the Hub, or a package is not installed.
     """
-    if names and importlib.util.find_spec("sentence_transformers") is None:
-        raise InputError("eval.protocols: sentence-transformers is not installed. Install it: pip install -e '.[protocols]'")
+    for package in ("sentence-transformers", "sentencepiece") if names else ():
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise InputError(f"eval.protocols: {package} is not installed. Install it: pip install -e '.[protocols]'")
     pinned = dict(pin.split("@", 1) for pin in pins)
     models = dict.fromkeys(model for name in names for model in PROTOCOLS[name].models.values())
     if unknown := sorted(pinned.keys() - models.keys()):
@@ -174,12 +180,11 @@ def score_protocols(
     described = []
     for name in names:
         protocol = PROTOCOLS[name]
-        models = {role: load_model(role, protocol, commits) for role in protocol.models if role != "tokenizer"}
+        models = {role: load_model(role, protocol, commits) for role in protocol.models if role not in PARTS}
         systems = {}
         for system, texts in outputs.items():
             values = protocol.score(models, sources, texts, references)
-            if "FL" in values:
-                values["J"] = values["STA"] * values["SIM"] * values["FL"]
+            values["J"] = values["STA"] * values["SIM"] * values["FL"]
             systems[system] = {measure: sign_score(name, measure, protocol, commits, rows) for measure, rows in values.items()}
         used = {model: commits[model] for model in protocol.models.values()}
         part: dict[str, Any] = {"protocol": name, "source": protocol.source, "note": protocol.note, "models": used}
@@ -197,8 +202,9 @@ def resolve_commit(model: str, revision: str | None) -> str:
     """Return the commit that a model's revision, or its newest one, stands for."""
     from huggingface_hub import hf_hub_download
 
+    file = "model.safetensors" if model == XCOMET else "config.json"  # PyTorchModelHubMixin does not always save the latter
     with explain_errors(model, "model", revision):
-        return Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
+        return Path(hf_hub_download(model, file, revision=revision)).parent.name
 
 
 def load_model(role: str, protocol: Protocol, commits: Mapping[str, str]) -> Any:
@@ -206,6 +212,10 @@ def load_model(role: str, protocol: Protocol, commits: Mapping[str, str]) -> Any
     with explain_errors(model, "model", commits[model]):
         if role == "SIM":
             return Encoder(model, commits[model])
+        if role == "FL" and "encoder" in protocol.models:
+            from eval.xcomet import Xcomet
+
+            return Xcomet(model, protocol.models["encoder"], commits)
         labels = NEUTRAL if role == "STA" else ACCEPTABLE
         # Index 0 is neutral in all three toxicity classifiers, and acceptable in this CoLA classifier (others have it as 1).
         tokenizer = protocol.models.get("tokenizer", model) if role == "STA" else model

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from conftest import run_python
 from hub_double import HubDouble
+from mini_xcomet import make_xcomet
 
 from eval import protocols
-from eval.protocols import LABSE, PROTOCOLS, Classifier
+from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
 from sft import recipe
+from sft.data import Example
 
 GOOD, BAD = (
     ["a good day", "what a good plan", "the plan is good", "a day"],
@@ -70,6 +72,7 @@ def make_encoder(folder: Path) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The models of all protocols; the two toxicity classifiers of PAN with their labels in opposite orders."""
     root = tmp_path_factory.mktemp("protocols")
+    make_xcomet(root / "f", root / "g")
     return {
         "s-nlp/roberta_toxicity_classifier": make_classifier(root / "a", ("neutral", "toxic")),
         "textdetox/xlmr-large-toxicity-classifier": make_classifier(root / "b", ("toxic", "neutral")),
@@ -77,6 +80,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "cardiffnlp/twitter-xlm-roberta-large-2022": root / "c",
         "cointegrated/roberta-large-cola-krishna2020": make_classifier(root / "d", ("acceptable", "unacceptable")),
         LABSE: make_encoder(root / "e"),
+        XCOMET: root / "f",
+        "microsoft/mdeberta-v3-base": root / "g",
     }
 
 
@@ -86,7 +91,7 @@ def load(folders: dict[str, Path], name: str) -> dict[str, Any]:
     paths = {role: str(folders[model]) for role, model in protocol.models.items()}
     commits = dict.fromkeys(paths.values())
     local = protocols.Protocol(paths, "", "", protocol.score)
-    return {role: protocols.load_model(role, local, commits) for role in paths if role != "tokenizer"}  # type: ignore[arg-type]
+    return {role: protocols.load_model(role, local, commits) for role in paths if role not in PARTS}  # type: ignore[arg-type]
 
 
 def test_names_are_those_of_the_recipe() -> None:
@@ -129,7 +134,6 @@ def test_pan_2024_by_its_formula(folders: dict[str, Path]) -> None:
 def test_pan_2025_rewards_what_is_as_neutral_as_the_reference(folders: dict[str, Path]) -> None:
     models = load(folders, "pan-2025")
     scores = PROTOCOLS["pan-2025"].score(models, SOURCES, OUTPUTS, REFERENCES)
-    assert scores.keys() == {"STA", "SIM"}
     p = models["STA"].estimate
     for row, (source, output, reference) in enumerate(zip(SOURCES, OUTPUTS, REFERENCES, strict=True)):
         neutral, before, human = (p([text])[0] for text in (output, source, reference))
@@ -139,6 +143,43 @@ def test_pan_2025_rewards_what_is_as_neutral_as_the_reference(folders: dict[str,
     np.testing.assert_allclose(copied["STA"], 1)
     assert (copied["SIM"] <= 1 + 1e-6).all()
     assert (copied["SIM"] >= 0.6 - 0.4).all()
+
+
+def test_pan_2025_scores_fluency_against_source_and_reference(folders: dict[str, Path]) -> None:
+    models = load(folders, "pan-2025")
+    scores = PROTOCOLS["pan-2025"].score(models, SOURCES, OUTPUTS, REFERENCES)
+    np.testing.assert_array_equal(scores["FL"], models["FL"].estimate(SOURCES, OUTPUTS, REFERENCES))
+    swapped = PROTOCOLS["pan-2025"].score(models, REFERENCES, OUTPUTS, SOURCES)
+    assert (np.abs(swapped["FL"] - scores["FL"]) > 0.01).all()
+
+
+class Fixed:
+    """A model whose scores are given: of a classifier and of an encoder by text, of XCOMET-lite by row."""
+
+    def __init__(self, scores: Any) -> None:
+        self.scores = scores
+
+    def estimate(self, texts: list[str], *others: list[str]) -> np.ndarray:
+        return np.array(self.scores if others else [self.scores[text] for text in texts])
+
+    def compare(self, one: list[str], _: list[str]) -> np.ndarray:
+        return np.array([self.scores[text] for text in one])
+
+
+def test_j_is_the_mean_of_the_sentences_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {
+        "STA": Fixed({"rude 1": 0.1, "mild 1": 0.8, "kind 1": 0.9, "rude 2": 0.1, "mild 2": 0.6, "kind 2": 0.5}),
+        "SIM": Fixed({"rude 1": 0.5, "kind 1": 1.0, "rude 2": 0.25, "kind 2": 0.5}),
+        "FL": Fixed([0.5, -0.25]),
+    }
+    monkeypatch.setattr(protocols, "load_model", lambda role, *_: models[role])
+    examples = [Example(f"rude {number}", (f"kind {number}", "unused")) for number in (1, 2)]
+    commits = dict.fromkeys(PROTOCOLS["pan-2025"].models.values(), "0" * 40)
+    (part,) = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]})
+    scores = {measure: score["value"] for measure, score in part["systems"]["adapter"].items()}
+    # STA: (0.8 + 1) / 2, below the reference's 0.9; and 1, as 0.6 is above 0.5. SIM: 0.4 * 0.5 + 0.6 * 1; 0.4 * 0.25 + 0.6 * 0.5.
+    expected = {"STA": (0.9 + 1) / 2, "SIM": (0.8 + 0.4) / 2, "FL": (0.5 - 0.25) / 2, "J": (0.9 * 0.8 * 0.5 - 1 * 0.4 * 0.25) / 2}
+    assert scores == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -169,7 +210,7 @@ def test_all_protocols_from_the_hub(hub: HubDouble, folders: dict[str, Path], as
         assert part["models"] == {model: commits[model] for model in PROTOCOLS[name].models.values()}
         assert {"adapter", "copy", "delete"} <= part["systems"].keys()
         assert part["systems"]["copy"]["SIM"]["value"] <= 1 + 1e-6
-        assert ("J" in part["systems"]["adapter"]) == (name != "pan-2025")
+        assert part["systems"]["adapter"].keys() == {"STA", "SIM", "FL", "J"}
         signatures = {score["signature"] for score in part["systems"]["adapter"].values()}
         assert all(signature.startswith(f"{name}|") for signature in signatures)
     done = run_python("-m", "publish.run", asked, env=env | {"HF_HUB_OFFLINE": "1"})
