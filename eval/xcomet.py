@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULTS = {"hidden_sizes": (3072, 1024), "word_layer": 8}  # where config.json does not say
-SCORE_WEIGHTS, SPAN_WEIGHT = (
-    (0.12, 0.33, 0.33),
-    0.22,
-)  # of the output with its source, with the reference, with both; of its errors
-LABEL_WEIGHTS = (0.1667, 0.3333, 0.5)
+SCORE_WEIGHTS = (0.12, 0.33, 0.33)  # of the output with its source, with the reference, with both
+LABEL_WEIGHTS = (0.1667, 0.3333, 0.5)  # the same
+SPAN_WEIGHT = 0.22  # of the errors
 PENALTIES, WORST = (0, 1, 5, 10), 25  # no error, minor, major, critical: MQM
 BATCH = 32  # rows
 
