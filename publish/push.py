@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import hashlib
-import json
 import random
 import time
 import uuid
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from publish.card import merge_card
-from sft.hub import first_line
+from sft.hub import HubFailure, find_status, find_transport_error, first_line, is_passing
 from sft.recipe import InputError
 from sft.run_dir import Refusal
 
@@ -26,14 +25,7 @@ TRIES = 8  # of a call that fails in passing, and of the commit
 WAIT = 1.0  # seconds before the second try; twice as long before each further one
 LONGEST_WAIT = 20.0
 TIMEOUT = 120.0  # seconds without a byte, after which a request counts as lost
-PASSING = (408, 425, 429, 500, 502, 503, 504)
 HEAD_MOVED = 412
-
-
-class HubFailure(InputError):
-    """The Hub failed, or refused: commands exit with 4, and say what state the repository is in."""
-
-    status = 4
 
 
 @dataclass(frozen=True)
@@ -83,34 +75,6 @@ class Outcome:
 def list_errors() -> tuple[type[Exception], ...]:
     """Return what huggingface_hub raises when the Hub or the way to it fails, or when it gives a torn answer."""
     return find_transport_error(), OSError, RuntimeError, ValueError
-
-
-def find_transport_error() -> type[Exception]:
-    """Return the error that stands above all others in the HTTP library that huggingface_hub uses."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__bases__[0]
-
-
-def list_causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def find_status(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error, through the errors that it was raised from."""
-    responses = (getattr(cause, "response", None) for cause in list_causes(error))
-    return next((int(response.status_code) for response in responses if response is not None), None)
-
-
-def is_passing(error: Exception) -> bool:
-    """Say whether trying again may help: the Hub is busy, a connection was cut, an answer was torn."""
-    status = find_status(error)
-    if status is not None:
-        return status in PASSING
-    lost = (find_transport_error(), ConnectionError, TimeoutError, json.JSONDecodeError)
-    return any(isinstance(cause, lost) for cause in list_causes(error))
 
 
 def explain_failure(error: Exception, target: Target) -> str:
@@ -180,16 +144,27 @@ def check_login(api: "HfApi", target: Target) -> None:
     Raises:
         HubFailure: there is none, or the Hub can't be reached.
     """
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import get_token
 
-    if constants.HF_HUB_OFFLINE:
-        raise HubFailure("HF_HUB_OFFLINE is set, which forbids every request. Unset it and run the same command again.")
+    check_online()
     if not (api.token or get_token()):
         raise HubFailure("there is no token. Log in with `hf auth login`, or set HF_TOKEN, with write access. Nothing was sent.")
     try:
         call_again(api.whoami)
     except list_errors() as error:
         raise HubFailure(f"{explain_failure(error, target)} Nothing was sent.") from None
+
+
+def check_online() -> None:
+    """Find out whether requests are allowed.
+
+    Raises:
+        HubFailure: they are not.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubFailure("HF_HUB_OFFLINE is set, which forbids every request. Unset it and run the same command again.")
 
 
 def read_remote(api: "HfApi", target: Target, revision: str | None = None, tries: int = TRIES) -> Remote:

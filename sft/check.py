@@ -163,7 +163,7 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
                 message = f"found {trl['max_length']}, and every {split} pair is longer. Expected more tokens."
                 recipe.report(RecipeError(message, "max_length"), faults)
     if faults.lines:
-        raise RecipeFaults(faults.lines)
+        raise RecipeFaults(faults.lines, faults.status)
     assert base and corpus and splits and parameters and config, "a step that failed without a fault"
     recipe, note = settle_precision(recipe)
     recipe, fit = settle_memory(recipe, config, tokens["train"].rows, parameters[1] - parameters[0], auto_batch)

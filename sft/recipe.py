@@ -125,9 +125,10 @@ class RecipeError(InputError):
 class RecipeFaults(InputError):
     """All faults of a recipe: one line each, ready to print."""
 
-    def __init__(self, lines: Sequence[str]) -> None:
+    def __init__(self, lines: Sequence[str], status: int = InputError.status) -> None:
         super().__init__("\n".join(lines))
         self.lines = list(lines)
+        self.status = status
 
 
 @dataclass
@@ -136,6 +137,7 @@ class Faults:
 
     lines: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    status: int = InputError.status  # the highest of the faults'
 
     def add(self, place: str, key: str, message: str) -> None:
         """Add a fault; a place that is a flag names the key already."""
@@ -233,6 +235,7 @@ class Recipe:
 
     def report(self, error: RecipeError, faults: Faults) -> None:
         """Add an error to `faults`, at the place where its key was set; one fault a key is enough."""
+        faults.status = max(faults.status, error.status)
         if error.key is None:
             faults.lines.append(str(error))
         elif error.key not in faults.keys:
