@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ from eval.baselines import fit_lexicon
 from eval.penalty import WordPenalty
 from eval.rows import read_split
 from sft.data import Example, clean_text, tokenise_texts
-from sft.hub import explain_errors
+from sft.hub import HubFailure, explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
-from sft.recipe import InputError, Recipe, load_recipe
+from sft.recipe import InputError, Recipe, RecipeError, load_recipe
 from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_text
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class Adapter:
     settings: GenerationSettings
     tokens: dict[str, str | None]  # `pad_token` and `eos_token`, where the recipe names them
 
-    def hash_weights(self) -> str:
-        return hash_file(self.folder / "adapter_model.safetensors")
+    def describe(self) -> dict[str, str]:
+        """Return the hashes of its files, as results.json has them."""
+        weights, config = self.folder / "adapter_model.safetensors", self.folder / "adapter_config.json"
+        return {"sha256": hash_file(weights), "config_sha256": hash_file(config)}
 
 
 @dataclass(frozen=True)
@@ -255,13 +257,26 @@ def download_adapter(name: str, revision: str | None = None) -> Adapter:
         raise RunError(f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json.")
     if sha256 != hash_file(folder / "adapter_model.safetensors"):
         raise RunError(f"{name}: its weights are not those that its results.json was made with (the SHA-256 differs).")
+    if fault := find_config_fault(folder / "adapter_config.json", results):
+        raise RunError(f"{name}: its adapter_config.json {fault}.")
     try:
         base = resolve_base(base_name, revision)
     except InputError as error:
-        raise RunError(f"{name}: its base model: {error}") from None
+        kind = HubFailure if isinstance(error, HubFailure) else RunError
+        raise kind(f"{name}: its base model: {error}") from None
     if weights != base.weights:
         raise RunError(f"{name}: {base.path} here is not the base model that it was trained on.")
     return Adapter(folder, base, quantization, settings, tokens)
+
+
+def find_config_fault(path: Path, results: Mapping[str, Any]) -> str | None:
+    """Say why an adapter_config.json is not the one that was evaluated, or return None. An older results.json lacks its hash."""
+    config, base = read_json(path), results["base"]
+    if results["adapter"].get("config_sha256") not in (None, hash_file(path)):
+        return "was changed after the evaluation (its SHA-256 differs)"
+    if (config.get("base_model_name_or_path"), config.get("revision")) != (base["name"], base["revision"]):
+        return "names another base model or revision than results.json"
+    return None
 
 
 def rewrite_texts(
@@ -280,9 +295,9 @@ def rewrite_texts(
     """
     rewriter = load_rewriter(adapter, tuned, penalised)
     label = ("generating" if penalised else "without penalty") if tuned else "few-shot base" if shots else "untuned base"
-    weights = adapter.hash_weights() if tuned else None
+    files = adapter.describe() if tuned else None
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
-    asked = [weights, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
+    asked = [files, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     begin = time.monotonic()
     rewrites = rewriter.rewrite(texts, label, shots, journal / name)
@@ -301,11 +316,34 @@ def load_rewriter(adapter: Adapter, tuned: bool = True, penalised: bool = True) 
     from sft.check import quiet_libraries
 
     quiet_libraries()
-    tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
+    folder, device = adapter.folder if tuned else None, join_processes().device
+    with explain_base(adapter.base):
+        tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
+        model = load_finetuned(adapter.base, folder, adapter.quantization, device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
-    model = load_finetuned(adapter.base, adapter.folder if tuned else None, adapter.quantization, join_processes().device)
     settings = adapter.settings
     if not (tuned and penalised):
         settings = replace(settings, listed_penalty=0.0, listed_words=())
     return Rewriter(model, tokenizer, settings)
+
+
+@contextlib.contextmanager
+def explain_base(base: Base) -> Iterator[None]:
+    """Turn what goes wrong in the block with a base from the Hub into one clear error.
+
+    Raises:
+        HubFailure: the Hub fails.
+        RecipeError: the base can't be loaded.
+    """
+    from huggingface_hub import HfApi
+
+    if base.revision is None:
+        yield
+        return
+    with explain_errors(base.name, "model", base.revision):
+        try:
+            yield
+        except (OSError, RecipeError):
+            HfApi().model_info(base.name, revision=base.revision)  # transformers does not tell that the Hub failed
+            raise

@@ -60,7 +60,7 @@ def describe_results(
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "adapter": {"sha256": adapter.hash_weights()},
+        "adapter": adapter.describe(),
         "base": adapter.base.describe(),
         "quantization": adapter.quantization,
         "tokens": adapter.tokens,

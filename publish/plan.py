@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.generate import find_config_fault
 from eval.results import GENERATED, complete_outputs, describe_scores, describe_unrewritten, read_evaluation
 from eval.rows import read_split
 from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
 from publish.card import CardFacts, render_card, write_license
-from publish.scan import find_private
+from publish.scan import refuse_private
 from sft.data import Example, hash_examples
 from sft.recipe import dump_yaml, load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, read_json, read_json_lines
@@ -26,11 +27,16 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     """Read what the card says, and hold its parts against one another. `repo_id` goes before the recipe's own.
 
     Raises:
-        RunError: the test split is not evaluated in full.
+        RunError: the test split is not evaluated in full, or by a version that did not hash adapter_config.json.
         Refusal: the scores are of another adapter, base, data or prompt, or not those of the predictions.
     """
     manifest, environment = read_json(run.manifest), read_json(run.environment)
     results, predictions = read_evaluation(run)
+    evaluate = f"Evaluate again: accelerate launch eval/run.py {run.root}"
+    if "config_sha256" not in results["adapter"]:
+        raise RunError(f"{run.eval / 'results.json'}: made by a version that did not hash adapter_config.json. {evaluate}")
+    if fault := find_config_fault(run.adapter_config, results):
+        raise Refusal(f"{run.adapter_config}: {fault}. {evaluate}")
     if "training" not in environment:
         raise RunError(f"{run.environment}: no record of the training in it; the file was changed after the run.")
     recipe = load_recipe(run.recipe)
@@ -53,8 +59,7 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     same = all(are_close(results.get(key), part) for key, part in scores.items())
     if not same or not all(are_close(line["scores"], values) for line, values in lines):
         raise Refusal(
-            f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl or unrewritten.jsonl. "
-            f"Evaluate again: accelerate launch eval/run.py {run.root}"
+            f"{run.eval / 'results.json'}: its scores are not those of predictions.jsonl or unrewritten.jsonl. {evaluate}"
         )
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
@@ -114,8 +119,8 @@ def write_publish_folder(run: RunDir, repo_id: str | None = None, merged: bool =
     contents |= {name: source.read_bytes() for name, source in extra.items()}
     if license := write_license(facts):
         contents["LICENSE"] = license.encode()
-    if found := find_private(contents):
-        raise Refusal("these files hold what must not leave this machine; nothing was written:\n" + "\n".join(found))
+    owner = facts.recipe["publish"]["repo_id"]
+    refuse_private(contents, owner and owner.partition("/")[0])
     temporary = run.root / ".publish"
     shutil.rmtree(temporary, ignore_errors=True)
     for name, content in contents.items():
