@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.baselines import WORD, normalise_word
 from eval.penalty import WordPenalty
@@ -25,6 +25,9 @@ from sft.data import clean_text, count
 from sft.prompt import format_prompt
 from sft.run_dir import Refusal
 
+if TYPE_CHECKING:
+    import jinja2
+
 BEGIN = "<!-- generated from here on: what is written above or below is kept -->"
 END = "<!-- generated up to here -->"
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
@@ -38,6 +41,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 EXAMPLES = ("disguised swearing", "shouting", "clean sentences")  # groups of eval/stress.py whose first case is shown
 SCORED = {"copy": "copying the input scores", "delete": "cutting its listed words", "base": "the untuned base"}
 SLICED = ("copy", "delete", "human")
+METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")  # of model-index; the others are of this run's own classifier and words
 LICENSES = {
     "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
     "mit": "https://opensource.org/license/mit",
@@ -82,16 +86,7 @@ def render_card(facts: CardFacts) -> str:
     Raises:
         Refusal: the Hub would not take the metadata.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
-    )
-    environment.filters["md"] = escape_markdown
-    environment.filters["count"] = count
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     results, publish = facts.results, facts.recipe["publish"]
-    systems, labels = results["systems"], name_metrics(results)
     metadata = build_metadata(facts)
     if faults := find_metadata_faults(split_card(f"---\n{metadata}\n---\n")[0]):
         raise Refusal("the Hub would refuse the card's metadata: " + "; ".join(faults))
@@ -99,28 +94,18 @@ def render_card(facts: CardFacts) -> str:
         [mask_listed(text, facts.lexicon) for text in (line["toxic"], line["prediction"], line["references"][0])]
         for line in choose_samples(facts.predictions, 5)
     ]
-    return template.render(
+    return load_template().render(
+        describe_scores(results),
         begin=BEGIN,
         end=END,
         metadata=metadata,
         title=facts.name,
-        headline=write_headline(results),
         repo_id=publish["repo_id"] or f"OWNER/{facts.name}",
         base=results["base"],
-        data=results["data"],
         manifest=facts.manifest,
         environment=facts.environment,
-        results=results,
-        labels=list(labels.values()),
-        table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in labels] for name, scores in systems.items()},
-        differences=describe_differences(results),
-        intervals=results["intervals"],
-        signatures={label: systems["adapter"][key]["signature"] for key, label in labels.items()},
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
-        slices=tabulate_slices(results),
-        protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
-        unrewritten=tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
         example=next(iter(choose_examples(results)), None),
         samples=samples,
         prompt=format_prompt("TEXT"),
@@ -131,6 +116,41 @@ def render_card(facts: CardFacts) -> str:
         merged=facts.merged,
         data_license=publish["data_license"],
     )
+
+
+def load_template() -> "jinja2.Template":
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters["md"] = escape_markdown
+    environment.filters["count"] = count
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def describe_scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template's blocks `headline` and `results` show: nothing that is not in results.json."""
+    systems, labels = results["systems"], name_metrics(results)
+    return {
+        "headline": write_headline(results),
+        "results": results,
+        "data": results["data"],
+        "labels": list(labels.values()),
+        "table": {SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in labels] for name, scores in systems.items()},
+        "differences": describe_differences(results),
+        "intervals": results["intervals"],
+        "signatures": {label: systems["adapter"][key]["signature"] for key, label in labels.items()},
+        "slices": tabulate_slices(results),
+        "protocols": [(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
+        "unrewritten": tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
+    }
+
+
+def render_scores(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the blocks `headline` and `results` of the card that belongs to a results.json."""
+    template, facts = load_template(), describe_scores(results)
+    return {name: "".join(template.blocks[name](template.new_context(facts))) for name in ("headline", "results")}
 
 
 def mask_listed(text: str, lexicon: Collection[str]) -> str:
@@ -224,7 +244,7 @@ def build_metadata(facts: CardFacts) -> str:
             metric_args={"signature": score["signature"]},
         )
         for key, score in results["systems"]["adapter"].items()
-        if key in ("bleu", "chrf", "rouge1", "rouge2", "rougeL")  # the others are of this run's own classifier and words
+        if key in METRICS
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
     if examples := choose_examples(results):

@@ -2,13 +2,19 @@
 
 import argparse
 import dataclasses
+import difflib
+import functools
+import itertools
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from publish.card import split_card
-from sft.hub import explain_errors, first_line
+from eval.report import LABELS
+from publish.card import BEGIN, END, METRICS, render_scores, split_card
+from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
+from sft.hub import HubFailure, explain_errors, first_line, is_passing
 from sft.recipe import InputError, load_recipe, run_command
 from sft.run_dir import Refusal, hash_file, read_json
 
@@ -27,39 +33,117 @@ class Check:
 
 
 def download(name: str, revision: str | None) -> Path:
-    """Download what is checked; return the folder, whose name is the commit.
+    """Download what is checked, as the Hub has it now; return the folder, whose name is the commit.
 
     Raises:
+        HubFailure: the Hub fails; what an earlier call has left in the cache may be out of date.
         InputError: there is no such repository, or a file is missing in it.
     """
-    from huggingface_hub import snapshot_download
-
+    check_online()
+    api = connect()
     with explain_errors(name, "adapter", revision):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    if missing := [file for file in FILES if not (folder / file).is_file()]:
-        raise InputError(f"{name}: no {', '.join(missing)} in it. Expected an adapter that this project published.")
-    return folder
+        try:
+            info = call_again(lambda: api.repo_info(name, revision=revision))
+            if missing := sorted(set(FILES) - {sibling.rfilename for sibling in info.siblings}):
+                raise InputError(f"{name}: no {', '.join(missing)} in it. Expected an adapter that this project published.")
+            for file in FILES:
+                path = call_again(functools.partial(api.hf_hub_download, name, file, revision=info.sha))
+        except list_errors() as error:
+            if not is_passing(error):
+                raise
+            raise HubFailure(f"{name}: {explain_failure(error, Target(name))} Nothing was verified.") from None
+    return Path(path).parent
 
 
 def check_files(folder: Path) -> list[Check]:
-    """Hold weights, base and card against results.json."""
+    """Hold weights, config, base and card against results.json."""
     results, config = read_json(folder / "results.json"), read_json(folder / "adapter_config.json")
-    said, found = results["adapter"]["sha256"], hash_file(folder / "adapter_model.safetensors")
-    checks = [Check("SHA-256 of the weights", said, found, said == found)]
-    base = results["base"]
-    said, found = f"{base['name']} {base['revision']}", f"{config['base_model_name_or_path']} {config['revision']}"
-    checks.append(Check("base model", said, found, base["revision"] is None or said == found))
+    adapter, base = results["adapter"], results["base"]
+    checks = [
+        compare("SHA-256 of the weights", adapter["sha256"], hash_file(folder / "adapter_model.safetensors")),
+        compare(
+            "SHA-256 of adapter_config.json",
+            adapter.get("config_sha256", "not in results.json"),
+            hash_file(folder / "adapter_config.json"),
+        ),
+        compare(
+            "base model",
+            f"{base['name']} {base['revision']}",
+            f"{config['base_model_name_or_path']} {config['revision']}",
+        ),
+    ]
     metadata, text = split_card((folder / "README.md").read_text(encoding="utf-8"))
-    told = [metric for model in metadata["model-index"] for result in model["results"] for metric in result["metrics"]]
-    scores = results["systems"]["adapter"]
-    for metric in told:
-        key = next((key for key, score in scores.items() if score["signature"] == metric["args"]["signature"]), None)
-        value = scores[key]["value"] if key else None
-        said, found = f"{metric['value']}", "not in results.json" if value is None else f"{value}"
-        checks.append(Check(f"{metric['name']} on the card", said, found, metric["value"] == value))
-    sha256 = results["adapter"]["sha256"]
-    checks.append(Check("weights named on the card", sha256, sha256 if sha256 in text else "not named", sha256 in text))
+    checks += check_metrics(metadata, results["systems"]["adapter"])
+    checks += check_text(text, results)
+    found = adapter["sha256"] if adapter["sha256"] in text else "not named"
+    return [*checks, compare("weights named on the card", adapter["sha256"], found)]
+
+
+def compare(what: str, said: str, found: str) -> Check:
+    return Check(what, said, found, said == found)
+
+
+def check_metrics(metadata: Mapping[str, Any], scores: Mapping[str, Any]) -> list[Check]:
+    """Hold each metric of the card's metadata against results.json, and look for each that should be there."""
+    entries = [entry for model in metadata.get("model-index") or () for result in model["results"] for entry in result["metrics"]]
+    told: dict[str, list[tuple[Any, str]]] = {}
+    for entry in entries:
+        told.setdefault(entry["name"], []).append((entry["value"], entry["args"]["signature"]))
+    expected = {LABELS[key]: [(scores[key]["value"], scores[key]["signature"])] for key in METRICS if key in scores}
+    checks = []
+    for name in expected | told:
+        said, found = told.get(name, []), expected.get(name, [])
+        checks.append(Check(f"{name} on the card", describe_metric(said), describe_metric(found), said == found))
     return checks
+
+
+def describe_metric(entries: Sequence[tuple[Any, str]]) -> str:
+    return ", ".join(f"{value} ({signature})" for value, signature in entries) or "not there"
+
+
+def check_text(text: str, results: Mapping[str, Any]) -> list[Check]:
+    """Hold the generated part's headline and results, each line and each cell of a table, against results.json."""
+    generated = text.partition(BEGIN)[2].partition(END)[0]
+    said = {
+        "headline": generated.partition("\n# ")[2].partition("\n")[2].partition("\nA LoRA adapter for")[0],
+        "results": "## Results" + generated.partition("\n## Results")[2].partition("\n## Samples")[0],
+    }
+    checks = []
+    for name, expected in render_scores(results).items():
+        failed = list(compare_lines(f"the card's {name}", said[name].splitlines(), expected.splitlines()))
+        checks += failed or [Check(f"the card's {name}", "as in results.json", "as in results.json", True)]
+    return checks
+
+
+def compare_lines(part: str, said: Sequence[str], expected: Sequence[str]) -> Iterator[Check]:
+    """Yield a failed check for each cell of a table, and each other line, that differs."""
+    said, expected = list(filter(str.strip, said)), list(filter(str.strip, expected))
+    for kind, first, last, start, end in difflib.SequenceMatcher(None, said, expected, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        for number, (one, other) in enumerate(itertools.zip_longest(said[first:last], expected[start:end], fillvalue=""), start):
+            cells, wanted = split_row(one), split_row(other)
+            if one.startswith("|") and other.startswith("|") and len(cells) == len(wanted):
+                heads = [row for row, rule in itertools.pairwise(expected[: number + 1]) if rule.startswith("|---")]
+                head = split_row(heads[-1]) if heads else []
+                for column, cell, value in itertools.zip_longest(head, cells, wanted, fillvalue=""):
+                    if cell != value:
+                        yield Check(f"{part}: {column or 'name'} of {wanted[0]}", cell, value, False)
+            else:
+                yield Check(f"{part}: {' '.join((other or one).split()[:6])}", *show_difference(one, other), False)
+
+
+def split_row(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def show_difference(one: str, other: str) -> tuple[str, str]:
+    """Return the words of two lines that differ, or "not there"."""
+    words, others = one.split(), other.split()
+    if len(words) == len(others):
+        differing = [pair for pair in zip(words, others, strict=True) if pair[0] != pair[1]]
+        words, others = [pair[0] for pair in differing], [pair[1] for pair in differing]
+    return " ".join(words) or "not there", " ".join(others) or "not there"
 
 
 def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
@@ -103,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m publish.verify",
         description="Download a published adapter and hold its weights, its results.json and its card against one another. "
-        "Exit status: 0 all holds, 2 bad input, 3 something does not hold.",
+        "Exit status: 0 all holds, 2 bad input, 3 something does not hold, 4 the Hub failed.",
     )
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of an adapter that publish.run has pushed")
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
@@ -112,9 +196,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     folder = download(arguments.repo_id, arguments.revision)
+
+    from jinja2 import TemplateError
+    from yaml import YAMLError
+
     try:
         checks = check_files(folder)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, TemplateError, YAMLError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{arguments.repo_id}: its files are not of this project's making ({problem}).") from None
     if arguments.rerun and all(check.holds for check in checks):

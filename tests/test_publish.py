@@ -103,6 +103,36 @@ def test_adapter_changed_after_the_evaluation_is_refused(own_run: RunDir) -> Non
         write_publish_folder(own_run)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lora_alpha", 64, r"was changed after the evaluation \(its SHA-256 differs\)"),
+        ("revision", "0" * 40, r"was changed after the evaluation \(its SHA-256 differs\)"),
+    ],
+)
+def test_config_changed_after_the_evaluation_is_refused(own_run: RunDir, key: str, value: Any, message: str) -> None:
+    change(own_run.adapter_config, key, value=value)
+    with pytest.raises(Refusal, match=rf"adapter_config\.json: {message}\. Evaluate again: accelerate launch eval/run\.py"):
+        write_publish_folder(own_run)
+    assert not own_run.publish.exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("revision", "0" * 40), ("base_model_name_or_path", "me/other")])
+def test_config_of_another_base_is_refused(own_run: RunDir, key: str, value: str) -> None:
+    change(own_run.adapter_config, key, value=value)
+    change(own_run.eval / "results.json", "adapter", "config_sha256", value=hash_file(own_run.adapter_config))
+    with pytest.raises(Refusal, match=r"names another base model or revision than results\.json\. Evaluate again"):
+        write_publish_folder(own_run)
+
+
+def test_results_without_the_hash_of_the_config_are_not_published(own_run: RunDir) -> None:
+    results = read_json(own_run.eval / "results.json")
+    del results["adapter"]["config_sha256"]
+    write_json(own_run.eval / "results.json", results)
+    with pytest.raises(RunError, match=r"did not hash adapter_config\.json\. Evaluate again: accelerate launch"):
+        write_publish_folder(own_run)
+
+
 def test_scores_that_are_not_those_of_the_predictions_are_refused(own_run: RunDir) -> None:
     change(own_run.eval / "results.json", "systems", "adapter", "bleu", "value", value=94.0)
     with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
@@ -350,6 +380,19 @@ def test_licence_file_passes_the_restrictions_on() -> None:
         text = write_license(dataclasses.replace(facts, recipe=recipe))
         assert text is None if expected is None else text is not None and expected in text
         assert "must pass them on" not in (text or "")
+
+
+@pytest.mark.parametrize(("key", "expected"), [("load_in_8bit", "load_in_8bit=True"), (None, None)])
+def test_code_of_a_card_quantises_as_the_training_did(key: str | None, expected: str | None) -> None:
+    facts = golden_facts()
+    quantization = facts.results["quantization"] | {"load_in_4bit": False, "load_in_8bit": key == "load_in_8bit"}
+    card = render_card(dataclasses.replace(facts, results=facts.results | {"quantization": quantization}))
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert "load_in_4bit" not in code
+    assert ("BitsAndBytesConfig(load_in_8bit=True)" in code) == bool(expected)
+    assert ("import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig" in code) == bool(expected)
+    assert ("quantization_config=quantization" in code) == bool(expected)
 
 
 def test_a_fact_that_is_missing_is_an_error_not_a_blank() -> None:
