@@ -63,6 +63,10 @@ def format_score(score: Mapping[str, float]) -> str:
     return f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
 
 
+def describe_quantization(how: Mapping[str, Any]) -> str:
+    return "4 bit" if how["load_in_4bit"] else "8 bit" if how["load_in_8bit"] else "not quantised"
+
+
 def describe_settings(results: Mapping[str, Any]) -> str:
     """Return how the answers are made, as a Markdown list."""
     generation, base = results["generation"], results["base"]
@@ -73,7 +77,7 @@ def describe_settings(results: Mapping[str, Any]) -> str:
     prompt = results["prompt"].replace("\n", "⏎")
     return "\n".join(
         (
-            f"- base: {escape(base['name'])}{commit}, {'4 bit' if results['quantization']['load_in_4bit'] else 'not quantised'}",
+            f"- base: {escape(base['name'])}{commit}, {describe_quantization(results['quantization'])}",
             f"- adapter: SHA-256 `{results['adapter']['sha256']}`",
             f"- {beams}, at most {generation['max_new_tokens']} new tokens",
             f"- prompt: `{prompt}`",
@@ -121,27 +125,37 @@ def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, 
     return app
 
 
-def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
-    """Return a function that rewrites, and results.json, of a published adapter; with transformers and peft alone."""
-    import torch
-    from huggingface_hub import hf_hub_download
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+def choose_quantization(how: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration for the weights as they were trained on, or None."""
+    from transformers import BitsAndBytesConfig
 
-    with open(hf_hub_download(adapter, "results.json"), encoding="utf-8") as stream:  # noqa: PTH123
-        results = json.load(stream)
-    base, how = results["base"], results["quantization"]
-    quantization = BitsAndBytesConfig(
+    if how["load_in_8bit"]:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if not how["load_in_4bit"]:
+        return None
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=how["bnb_4bit_quant_type"],
         bnb_4bit_use_double_quant=how["use_bnb_nested_quant"],
         bnb_4bit_compute_dtype=how["dtype"],
     )
+
+
+def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
+    """Return a function that rewrites, and results.json, of a published adapter; with transformers and peft alone."""
+    import torch
+    from huggingface_hub import hf_hub_download
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with open(hf_hub_download(adapter, "results.json"), encoding="utf-8") as stream:  # noqa: PTH123
+        results = json.load(stream)
+    base, how = results["base"], results["quantization"]
     model = AutoModelForCausalLM.from_pretrained(
         base["name"],
         revision=base["revision"],
         dtype=how["dtype"],
-        quantization_config=quantization if how["load_in_4bit"] else None,
+        quantization_config=choose_quantization(how),
         device_map="auto" if torch.cuda.is_available() else None,
     )
     model = PeftModel.from_pretrained(model, adapter).eval()

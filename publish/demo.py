@@ -1,18 +1,26 @@
 """A page to try an adapter on, here or as a Space: python -m publish.demo RUN_DIR_OR_HUB_ID [--space OWNER/NAME --push]"""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import inspect
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.penalty import WordPenalty
 from publish.card import BEGIN, END, split_card
-from publish.push import Target, connect, plan_push, push
+from publish.plan import describe_files
+from publish.push import Remote, Target, call_again, check_online, connect, explain_failure, list_errors, plan_push, push
 from publish.run import check_repo_id
-from sft.hub import explain_errors
+from publish.scan import refuse_private
+from sft.hub import HubFailure, explain_errors
 from sft.recipe import InputError, parse_count, run_command
+from sft.run_dir import Refusal
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 APP = Path(__file__).parent / "app.py"
 REQUIREMENTS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "huggingface-hub")
@@ -51,6 +59,7 @@ def main() -> None:
     parser.add_argument("--space", metavar="OWNER/NAME", help="plan a Space for a published adapter instead of serving a page")
     parser.add_argument("--push", action="store_true", help="with --space: send it")
     parser.add_argument("--public", action="store_true", help="with --space: make a new Space public (default: private)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the page's address, or the Space's plan")
     arguments = parser.parse_args()
     if arguments.push and not arguments.space:
         parser.error("--push needs --space OWNER/NAME")
@@ -71,10 +80,14 @@ def serve(arguments: argparse.Namespace) -> None:
     adapter = find_adapter(arguments.adapter)
     rewriter = load_rewriter(adapter)
     app = build_app(lambda text: rewriter.rewrite([text])[0], find_results(arguments.adapter, adapter.folder), arguments.adapter)
+    where = {"server_name": arguments.host, "server_port": arguments.port, "inbrowser": False}
     try:
-        app.launch(server_name=arguments.host, server_port=arguments.port, inbrowser=False)
+        _, address, _ = app.launch(**where, quiet=arguments.json, prevent_thread_lock=arguments.json)
     except OSError:
         raise InputError(f"--port: {arguments.port} is in use. Name another.") from None
+    if arguments.json:
+        print(json.dumps({"adapter": arguments.adapter, "address": address}), flush=True)
+        threading.Event().wait()
 
 
 def find_results(name: str, folder: Path) -> dict[str, Any] | None:
@@ -107,6 +120,7 @@ def publish_space(arguments: argparse.Namespace) -> None:
     from eval.generate import download_adapter
 
     check_repo_id(arguments.space)
+    check_online()
     if Path(arguments.adapter).is_dir():
         raise InputError(f"{arguments.adapter}: a Space loads its adapter from the Hub. Push the run first, and name its Hub id.")
     try:
@@ -117,14 +131,47 @@ def publish_space(arguments: argparse.Namespace) -> None:
         files = build_space(arguments.adapter, results, split_card(card)[0].get("license"), arguments.space.partition("/")[2])
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError(f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'") from None
+    refuse_private(files, arguments.space.partition("/")[0])
     target = Target(arguments.space, private=False if arguments.public else None, kind="space", sdk="gradio")
     api = connect()
-    plan_push(api, files, target).print(target)
-    if not arguments.push:
-        print("Nothing has left this machine. Send it with --push.")
+    plan = plan_push(api, files, target)
+    secret = find_secret(api, arguments.adapter, target, plan.remote)
+    report: dict[str, Any] = {"files": describe_files(files), "repo_id": arguments.space, "pushed": False, "secret": secret}
+    report |= plan.describe()
+    if not arguments.json:
+        plan.print(target)
+    if arguments.push:
+        outcome = push(api, files, target, f"Demo of {arguments.adapter}")
+        report |= dataclasses.asdict(outcome) | {"pushed": True}
+    if arguments.json:
+        print(json.dumps(report))
         return
-    outcome = push(api, files, target, f"Demo of {arguments.adapter}")
-    print(f"{'committed' if outcome.committed else 'all of it was there already'}, and verified: {outcome.url}")
+    if secret:
+        place = f"{api.endpoint}/spaces/{arguments.space}/settings"
+        print(f"{arguments.adapter} is private: set the Space's secret {secret}, a token that may read it, at {place}")
+    if report["pushed"]:
+        print(f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: {report['url']}")
+    else:
+        print("Nothing has left this machine. Send it with --push.")
+
+
+def find_secret(api: "HfApi", adapter: str, target: Target, space: Remote) -> str | None:
+    """Return the name of the secret that the Space needs to read its adapter, if it needs one.
+
+    Raises:
+        HubFailure: the Hub can't be reached.
+        Refusal: the Space would show a private adapter to everybody.
+    """
+    try:
+        private = call_again(lambda: api.repo_info(adapter)).private
+    except list_errors() as error:
+        raise HubFailure(f"{adapter}: {explain_failure(error, Target(adapter))} Nothing was sent.") from None
+    if private and (target.private is False or space.private is False):
+        raise Refusal(
+            f"{adapter} is private, and {target.repo_id} is public: it would show the adapter to everybody. Make the adapter "
+            "public in its settings on the Hub, or the Space private. Nothing was sent."
+        )
+    return "HF_TOKEN" if private else None
 
 
 if __name__ == "__main__":

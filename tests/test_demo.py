@@ -1,5 +1,6 @@
 """The demo's page in a browser, and as a Space on the Hub's double."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import run_python
-from hub_double import HubDouble
+from hub_double import Fault, HubDouble
 
-from publish.app import LONGEST, describe_settings, mark_differences, tabulate_scores
+from publish.app import LONGEST, choose_quantization, describe_settings, mark_differences, tabulate_scores
 from sft.recipe import PROJECT
 from sft.run_dir import read_json
 
@@ -41,6 +42,17 @@ def test_scores_and_settings_are_those_of_the_results(mini_run: Path) -> None:
     for system in ("adapter", "copy", "delete", "human"):
         assert f"{results['systems'][system]['chrf']['value']:.1f} [" in table
     assert results["adapter"]["sha256"] in describe_settings(results)
+
+
+@pytest.mark.parametrize(("bits", "said"), [(4, "4 bit"), (8, "8 bit"), (None, "not quantised")])
+def test_quantization_is_that_of_the_training(bits: int | None, said: str, mini_run: Path) -> None:
+    results = read_json(mini_run / "eval" / "results.json")
+    results["quantization"] |= {"load_in_4bit": bits == 4, "load_in_8bit": bits == 8}
+    assert f", {said}\n" in describe_settings(results)
+    config = choose_quantization(results["quantization"])
+    assert (config is None) == (bits is None)
+    if config:
+        assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +168,7 @@ def published(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -
     results["base"] |= {"name": "bigscience/bloom-mini", "revision": commit, "weights": {}}
     config = read_json(mini_run / "adapter" / "adapter_config.json")
     config |= {"base_model_name_or_path": "bigscience/bloom-mini", "revision": commit}
+    results["adapter"]["config_sha256"] = hashlib.sha256(json.dumps(config).encode()).hexdigest()
     files = {
         "README.md": b"---\nlicense: apache-2.0\n---\n",
         "adapter_model.safetensors": (mini_run / "adapter" / "adapter_model.safetensors").read_bytes(),
@@ -195,6 +208,61 @@ def test_space_is_committed_once_and_its_app_rewrites(hub: HubDouble, published:
     assert done.returncode == 0, done.stderr
     expected = run_python("-m", "eval.detoxify", "me/adapter", "shut up now", env=published)
     assert done.stdout.split() == expected.stdout.split()
+
+
+def test_plan_and_push_of_a_space_as_json(hub: HubDouble, published: dict[str, str]) -> None:
+    command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--json")
+    plan, pushed = (json.loads(run_python(*command, *more, env=published).stdout) for more in ((), ("--push",)))
+    assert (plan["pushed"], plan["head"], plan["secret"]) == (False, None, None)
+    assert {file["name"] for file in plan["files"]} == {"README.md", "app.py", "requirements.txt"}
+    assert (pushed["pushed"], pushed["committed"]) == (True, True)
+    assert pushed["commit"] == hub.repos["space", "me/demo"].commit
+
+
+def test_a_private_adapter_needs_a_secret_and_no_public_space(hub: HubDouble, published: dict[str, str]) -> None:
+    hub.repos["model", "me/adapter"].private = True
+    command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--push")
+    done = run_python(*command, "--public", env=published)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("error: me/adapter is private, and me/demo is public")
+    assert ("space", "me/demo") not in hub.repos
+    done = run_python(*command, env=published)
+    assert done.returncode == 0, done.stderr
+    assert "me/adapter is private: set the Space's secret HF_TOKEN, a token that may read it" in done.stdout
+    assert f"{hub.url}/spaces/me/demo/settings" in done.stdout.replace("\n", "")
+    hub.repos["space", "me/demo"].private = False
+    assert run_python(*command, env=published).returncode == 3
+
+
+def test_what_is_private_is_not_put_into_a_space(hub: HubDouble, published: dict[str, str]) -> None:
+    adapter = hub.repos["model", "me/adapter"]
+    card = b"---\nlicense: /home/jane/licence\n---\n"
+    adapter.commit_files("refs/heads/main", adapter.files | {"README.md": card})
+    done = run_python("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--push", env=published)
+    assert done.returncode == 3
+    assert "a home directory" in done.stderr
+    assert ("space", "me/demo") not in hub.repos
+
+
+def test_a_space_while_the_hub_fails(hub: HubDouble, published: dict[str, str]) -> None:
+    hub.faults.append(Fault("GET /api/models/", "cut", times=999))
+    done = run_python("-m", "publish.demo", "me/adapter", "--space", "me/demo", env=published)
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[-1].startswith("error: me/adapter: the Hub failed to deliver it: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_address_as_json(mini_run: Path) -> None:
+    command = [sys.executable, "-m", "publish.demo", str(mini_run), "--port", "17861", "--json"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout
+            found = json.loads(process.stdout.readline())
+            assert found["adapter"] == str(mini_run)
+            urllib.request.urlopen(f"{found['address']}config", timeout=SECONDS)
+        finally:
+            process.terminate()
+        assert process.stdout.read() == "", "nothing but the object"
 
 
 def test_a_hub_that_asks_for_payment(hub: HubDouble, published: dict[str, str]) -> None:
