@@ -186,7 +186,8 @@ GROUPS = (
 def compile_marked(texts: Sequence[str]) -> re.Pattern[str]:
     """Return a pattern of what is marked in the texts, in each spelling: whole words, also with spaces between letters."""
     marked = {spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")}
-    words = [[re.escape(letter) for letter in spelling if letter != " "] for spelling in sorted(marked)]
+    # The longest first: "f u c k" is only the beginning of another.
+    words = [[re.escape(letter) for letter in spelling if letter != " "] for spelling in sorted(marked, key=len, reverse=True)]
     spellings = [gap.join(word) for word in words for gap in ("", r"\s+")]
     return re.compile(rf"(?<!\w)(?:{'|'.join(spellings)})(?!\w)", re.IGNORECASE)
 
