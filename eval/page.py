@@ -35,7 +35,9 @@ def render_page(
         format_value,
         name_metrics,
         name_system,
+        tabulate_ceiling,
         tabulate_protocol,
+        tabulate_systems,
         tabulate_unrewritten,
     )
 
@@ -50,6 +52,8 @@ def render_page(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         results=results,
+        systems=tabulate_systems(results),
+        apart=tabulate_ceiling(results),
         labels=name_metrics(results),
         all_labels=LABELS,
         differences=describe_differences(results),

@@ -85,6 +85,10 @@ def test_page_of_a_run_needs_nothing_else(mini_run: Path) -> None:
     for score in results["systems"]["adapter"].values():
         assert score["signature"].split("|")[0] in text
     assert text.count("data:image/png;base64,") == 3
+    rows = results["ceiling"]["rows"]
+    for label, system in ((f"people, on {rows} sentences", "human"), (f"this adapter, on these {rows}", "adapter")):
+        (cells,) = re.findall(rf'<tr class="apart"><td>{label}</td><td>(.*?)<small>', text)
+        assert cells == f"{results['ceiling']['systems'][system]['bleu']['value']:.1f}"
     for part in ("Slices", "Stress", "disguised swearing", "people", "few-shot base", "By listed words"):
         assert part in text
 
