@@ -19,6 +19,7 @@ from eval.report import (
     format_value,
     name_metrics,
     tabulate_protocol,
+    tabulate_systems,
     tabulate_unrewritten,
 )
 from sft.data import clean_text, count
@@ -112,7 +113,10 @@ def render_card(facts: CardFacts) -> str:
         environment=facts.environment,
         results=results,
         labels=list(labels.values()),
-        table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in labels] for name, scores in systems.items()},
+        table={
+            label: [format_value(key, scores[key]["value"]) for key in labels]
+            for label, scores in tabulate_systems(results).items()
+        },
         differences=describe_differences(results),
         intervals=results["intervals"],
         signatures={label: systems["adapter"][key]["signature"] for key, label in labels.items()},

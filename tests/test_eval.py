@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Main, run_python
 
@@ -460,6 +464,37 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     for key in ("created", "generation_seconds"):
         del results[key], after[key]
     assert results == after
+    assert not (own_run.eval / "unfinished").exists()
+
+
+def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(own_run: RunDir, call_main: Main) -> None:
+    write_text(own_run.recipe, own_run.recipe.read_text().replace("  batch_size: 64", "  batch_size: 4"))
+    call_main("eval.run", own_run.root)
+    whole = (own_run.eval / "predictions.jsonl").read_bytes()
+    shutil.rmtree(own_run.eval)
+
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "eval/run.py", own_run.root]
+    launcher = psutil.Popen(
+        [sys.executable, *map(str, command)], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def count_batches(process: int) -> int:
+        return sum(path.read_text().count("\n") for path in (own_run.eval / "unfinished").glob(f"*/{process}.jsonl"))
+
+    deadline = time.monotonic() + 120
+    while not (count_batches(0) and count_batches(1)) and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    processes = [launcher, *launcher.children(recursive=True)]
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes)
+    assert count_batches(0)
+    assert count_batches(1)
+    assert not (own_run.eval / "predictions.jsonl").exists()
+
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr
+    assert (own_run.eval / "predictions.jsonl").read_bytes() == whole
     assert not (own_run.eval / "unfinished").exists()
 
 

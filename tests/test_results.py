@@ -6,6 +6,7 @@ import pytest
 
 from eval import metrics
 from eval.metrics import compute_scores
+from eval.report import tabulate_systems
 from eval.results import complete_outputs, describe_scores
 from eval.toxicity import ToxicityModel, fit_toxicity
 from sft.data import Example, read_corpus
@@ -40,6 +41,9 @@ def test_ceiling_holds_each_rewrite_against_the_others(model: ToxicityModel) -> 
             assert ceiling["systems"][system][name]["value"] == pytest.approx(score.value)
             assert ceiling["systems"][system][name]["signature"] == f"{score.signature}|each rewrite against the others"
     assert results["systems"]["human"] == ceiling["systems"]["human"]
+    rows = tabulate_systems(results)
+    assert list(rows) == ["this adapter", "input copied", "people, on 2 sentences", "this adapter, on these 2"]
+    assert list(rows.values())[2:] == [ceiling["systems"]["human"], ceiling["systems"]["adapter"]]
     values = [ceiling["systems"][system]["bleu"]["value"] for system in ("adapter", "human")]
     assert ceiling["differences"]["human"]["bleu"]["value"] == pytest.approx(values[0] - values[1])
 
@@ -48,6 +52,7 @@ def test_rows_with_one_rewrite_each_have_no_ceiling(model: ToxicityModel) -> Non
     results, _ = describe_scores(ROWS[1:2], {"adapter": ["x"]}, model)
     assert "ceiling" not in results
     assert list(results["systems"]) == ["adapter"]
+    assert list(tabulate_systems(results)) == ["this adapter"]
     results, _ = describe_scores(ROWS, OUTPUTS, model, human=False)
     assert list(results["systems"]) == ["adapter", "copy"]
 
