@@ -256,7 +256,8 @@ def print_results(run: RunDir, folder: Path) -> None:
             table.add_row(*map(Text, row))
         console.print(table)
     if data["left_out_as_seen"]:
-        console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
+        left_out = count(data["left_out_as_seen"], "sentence")
+        console.print(f"{left_out} left out: the run trained on them, or on ones near to them.", highlight=False)
     for line in choose_samples(lines, 3):
         console.print(Text.assemble(("toxic      ", "dim"), line["toxic"]))
         console.print(Text.assemble(("rewritten  ", "dim"), (line["prediction"], "bold")))
