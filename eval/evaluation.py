@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.protocols import PROTOCOLS, describe_protocols
 from eval.results import GENERATED, SCHEMA, complete_outputs, describe_scores, describe_unrewritten
 from eval.rows import read_split
 from eval.stress import judge_outputs
@@ -76,6 +77,12 @@ def score_predictions(
     scores, sentences = describe_scores(examples, outputs, model, "human" in results["systems"])
     stressed = [case["output"] for group in results["stress"] for case in group["cases"]]
     scores["stress"] = judge_outputs(stressed) if stressed else []
+    told = results.get("protocols", [])
+    commits = {model: "" for protocol in PROTOCOLS.values() for model in protocol.models.values()}
+    commits |= {model: commit for part in told for model, commit in part["models"].items()}
+    described = describe_protocols([line.get("protocols", {}) for line in predictions], commits)
+    if told or described:
+        scores["protocols"] = described
     return scores, sentences
 
 

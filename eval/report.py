@@ -80,6 +80,7 @@ def write_report(
     rows: EvalRows,
     generated: Mapping[str, Sequence[str]],
     sentences: Sequence[Mapping[str, float]],
+    judged: Sequence[Mapping[str, Any]],
     results: Mapping[str, Any],
     lexicon: Collection[str],
     samples: int,
@@ -92,6 +93,8 @@ def write_report(
         line["prediction"] = generated["adapter"][index]
         line |= {system: texts[index] for system, texts in generated.items() if system != "adapter"}
         line["scores"] = round_scores(sentences[index])
+        if judged[index]:
+            line["protocols"] = judged[index]
         lines.append(line)
     write_json_lines(rows.folder / "predictions.jsonl", lines)
     if unrewritten:
