@@ -80,6 +80,7 @@ def write_report(
     rows: EvalRows,
     generated: Mapping[str, Sequence[str]],
     sentences: Sequence[Mapping[str, float]],
+    judged: Sequence[Mapping[str, Any]],
     results: Mapping[str, Any],
     lexicon: Collection[str],
     samples: int,
@@ -92,6 +93,8 @@ def write_report(
         line["prediction"] = generated["adapter"][index]
         line |= {system: texts[index] for system, texts in generated.items() if system != "adapter"}
         line["scores"] = round_scores(sentences[index])
+        if judged[index]:
+            line["protocols"] = judged[index]
         lines.append(line)
     write_json_lines(rows.folder / "predictions.jsonl", lines)
     if unrewritten:
@@ -277,7 +280,8 @@ def print_results(run: RunDir, folder: Path) -> None:
             table.add_row(*map(Text, row))
         console.print(table)
     if data["left_out_as_seen"]:
-        console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
+        left_out = count(data["left_out_as_seen"], "sentence")
+        console.print(f"{left_out} left out: the run trained on them, or on ones near to them.", highlight=False)
     for line in choose_samples(lines, 3):
         console.print(Text.assemble(("toxic      ", "dim"), line["toxic"]))
         console.print(Text.assemble(("rewritten  ", "dim"), (line["prediction"], "bold")))
