@@ -1,6 +1,7 @@
 """BLOOM's fused attention and its packed rows against the plain model: the same numbers but for rounding."""
 
 import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import Main
 from transformers import BloomConfig, BloomForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+import sft.bloom
 from sft.bloom import FusedBloomAttention, QuickDropout, fuse, read_positions
 from sft.run_dir import RunDir, read_json_lines
 from sft.train import pack_rows
@@ -28,6 +30,22 @@ def plain(request: pytest.FixtureRequest) -> BloomForCausalLM:
     return model
 
 
+@pytest.fixture(params=["in steps", "kernel"])
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Both ways to attend, whatever the size: a GPU takes the kernel alone, a CPU with gradients or few queries never."""
+    taken = set()
+
+    def watch(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *arguments, **options: taken.add(name) or function(*arguments, **options)
+
+    kernel, steps = torch.nn.functional.scaled_dot_product_attention, FusedBloomAttention.attend_in_steps
+    monkeypatch.setattr(sft.bloom, "prefers_steps", lambda _: request.param == "in steps")
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch("kernel", kernel))
+    monkeypatch.setattr(FusedBloomAttention, "attend_in_steps", watch("in steps", steps))
+    yield request.param
+    assert taken == {request.param}
+
+
 def copy_fused(plain: BloomForCausalLM) -> BloomForCausalLM:
     model = copy.deepcopy(plain)
     assert fuse(model)
@@ -42,6 +60,7 @@ def make_batch(side: str) -> tuple[torch.Tensor, torch.Tensor]:
     return ids.masked_fill(mask == 0, PAD), mask
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_logits_and_gradients_with_padding(plain: BloomForCausalLM, side: str) -> None:
     ids, mask = make_batch(side)
@@ -60,6 +79,7 @@ def test_logits_and_gradients_with_padding(plain: BloomForCausalLM, side: str) -
         torch.testing.assert_close(other / scale, one / scale, **CLOSE)
 
 
+@pytest.mark.usefixtures("attention")
 def test_no_mask_and_attentions(plain: BloomForCausalLM) -> None:
     ids, _ = make_batch("right")
     fused = copy_fused(plain)
@@ -70,6 +90,7 @@ def test_no_mask_and_attentions(plain: BloomForCausalLM) -> None:
     torch.testing.assert_close(found.attentions, expected.attentions, **CLOSE)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_cache(plain: BloomForCausalLM, beams: int) -> None:
     ids, mask = make_batch("left")
@@ -78,6 +99,7 @@ def test_generation_with_cache(plain: BloomForCausalLM, beams: int) -> None:
     assert torch.equal(copy_fused(plain).generate(input_ids=ids, attention_mask=mask, **options), expected)
 
 
+@pytest.mark.usefixtures("attention")
 def test_bfloat16_stays_finite_and_near(plain: BloomForCausalLM) -> None:
     ids, mask = make_batch("left")
     fused = copy_fused(plain)
@@ -95,12 +117,19 @@ def make_rows() -> list[dict[str, list[int]]]:
     return [{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM, attention: str) -> None:
+@pytest.mark.usefixtures("attention")
+def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM) -> None:
+    check_packed_rows(plain, copy_fused(plain))
+
+
+def test_packed_rows_equal_unpacked_ones_with_eager_attention(plain: BloomForCausalLM) -> None:
+    check_packed_rows(plain, copy.deepcopy(plain))
+
+
+def check_packed_rows(plain: BloomForCausalLM, model: BloomForCausalLM) -> None:
     rows = make_rows()
     packed = pack_rows(rows, 16)
     assert len(packed) < len(rows)
-    model = copy_fused(plain) if attention == "sdpa" else copy.deepcopy(plain)
     read_positions(model)
     batch = DataCollatorForLanguageModeling(PAD, return_position_ids=True)(list(packed))
     batch["labels"][batch["attention_mask"] == 0] = -100
@@ -130,6 +159,7 @@ def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM, attention: str
         torch.testing.assert_close(other.grad / scale, one.grad / scale, **CLOSE)
 
 
+@pytest.mark.usefixtures("attention")
 def test_no_text_reaches_its_neighbour(plain: BloomForCausalLM) -> None:
     model = copy_fused(plain)
     read_positions(model)
