@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Main
+from conftest import TINY, Main
+from rich.console import Console
 from transformers import BloomConfig, BloomForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sft.bloom
 from sft.bloom import FusedBloomAttention, QuickDropout, fuse, read_positions
+from sft.check import inspect_recipe
+from sft.data import TokenRows
+from sft.model import load_base
 from sft.run_dir import RunDir, read_json_lines
-from sft.train import pack_rows
+from sft.train import Trainer, build_trainer, pack_rows
 
 PAD = 3
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, after six layers
@@ -205,6 +210,59 @@ def test_packing_by_recipe(mini_base: Path, small_data: Path, call_main: Main, t
     words = ["recipes/tiny.yaml", "--model_name_or_path", mini_base, "--data.source", small_data, "--max_steps", 3]
     call_main("sft.run", *words, "--packing", "--max_length", 96, "--logging_steps", 1, "--output_dir", tmp_path)
     assert len(read_losses(tmp_path)) == 3
+
+
+def build_packing_trainer(mini_base: Path, small_data: Path, folder: Path) -> tuple[Trainer, TokenRows]:
+    """Return the tiny recipe's trainer with `packing: true`, in float32, with a random adapter and all rows in one batch.
+
+    With it come the rows before they were packed.
+    """
+    words = ["--model_name_or_path", mini_base, "--data.source", small_data, "--data.swaps", 0, "--data.inserts", 0]
+    words += ["--packing", "true", "--max_length", 200, "--per_device_train_batch_size", 500, "--lora_dropout", 0]
+    words += ["--bf16", "false", "--dtype", "float32", "--use_cpu", "true", "--output_dir", folder]
+    preflight = inspect_recipe(str(TINY), [str(word) for word in words])
+    model = load_base(preflight.recipe, preflight.base)
+    trainer = build_trainer(preflight, model, RunDir(folder), None, Console(stderr=True))
+    torch.manual_seed(0)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # else LoRA's B is zero, and its A counts for nothing
+            parameter.data = torch.randn_like(parameter) * 0.1
+    return trainer, preflight.tokens["train"]
+
+
+@pytest.mark.usefixtures("attention")
+def test_trainers_packed_loss_is_that_of_each_row_alone(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
+    trainer, unpacked = build_packing_trainer(mini_base, small_data, tmp_path)
+    (batch,), tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    assert len(batch["input_ids"]) < len(unpacked.rows) / 2
+    with torch.no_grad():
+        packed = trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens)
+        trainer.model.get_base_model().base_model.__class__ = BloomModel  # plain, as without packing
+        total, labelled = 0.0, 0
+        for row in unpacked.rows:
+            alone = DataCollatorForLanguageModeling(PAD)([row])
+            scored = (alone["labels"] != -100).sum()
+            total += float(trainer.compute_loss(trainer.model, alone, num_items_in_batch=scored) * scored)
+            labelled += int(scored)
+    assert labelled == tokens
+    assert float(packed) == pytest.approx(total / labelled, rel=1e-5)
+
+
+@pytest.mark.usefixtures("attention")
+def test_trainers_packed_loss_does_not_hear_the_neighbour(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
+    trainer, _ = build_packing_trainer(mini_base, small_data, tmp_path)
+    row = next(row for row in trainer.train_dataset if len(row["seq_lengths"]) == 3)
+    start, end = row["seq_lengths"][0], sum(row["seq_lengths"][:2])
+    others = row["labels"][:start] + [-100] * (end - start) + row["labels"][end:]
+    changed = row["input_ids"][:start] + row["input_ids"][start:end][::-1] + row["input_ids"][end:]
+
+    def compute_loss(ids: list[int], labels: list[int]) -> float:
+        batch = trainer.data_collator([row | {"input_ids": ids, "labels": labels}])
+        with torch.no_grad():
+            return float(trainer.compute_loss(trainer.model, batch))
+
+    assert compute_loss(changed, others) == pytest.approx(compute_loss(row["input_ids"], others), rel=1e-6)
+    assert compute_loss(changed, row["labels"]) != pytest.approx(compute_loss(row["input_ids"], row["labels"]), rel=1e-3)
 
 
 def test_loss_curves_of_fast_and_plain_paths_agree(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:
