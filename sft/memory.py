@@ -311,7 +311,7 @@ def settle_memory(
     """Return the recipe with what it leaves to the memory that there is, and how it fits; see `estimate_memory`.
 
     That is activation checkpointing, where the recipe does not say: it is for what would not fit without, as it costs
-    a second forward pass. With `auto_batch` it is the batch, too.
+    a second forward pass, and for what can't be estimated. With `auto_batch` it is the batch, too.
 
     Raises:
         RecipeError: `auto_batch`, and the model's architecture can't be traced without its weights.
@@ -341,4 +341,4 @@ def settle_memory(
     except (RuntimeError, TypeError, AttributeError) as error:  # it reads its tensors' contents, or has other names
         if auto_batch:
             raise RecipeError(f"no estimate of memory for {config.model_type}: {error}. Expected no --auto_batch.") from None
-        return recipe.change(activation_checkpointing=bool(said)), None
+        return recipe.change(activation_checkpointing=said is not False), None

@@ -116,12 +116,15 @@ def inspect(mini_arguments: list[str], *words: str, auto_batch: bool = False) ->
 
 
 def test_recipe_leaves_checkpointing_to_the_memory(mini_arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # This process grows from one inspection to the next; its libraries are taken to be as large each time.
+    monkeypatch.setattr(sft.memory, "estimate_memory", lambda *arguments: estimate_memory(*arguments[:-1], 2**30))
+    monkeypatch.setattr(sft.memory, "find_available", lambda _: 2**40)
     roomy = inspect(mini_arguments)
     assert roomy.recipe.trl["activation_checkpointing"] is False and roomy.fit.change is None
     monkeypatch.setattr(sft.memory, "find_available", lambda _: int(roomy.fit.memory.peak / sft.memory.SPARE) - 2**20)
     tight = inspect(mini_arguments)
-    if tight.fit.memory.peak < roomy.fit.memory.peak:  # a process of the suite may have grown in between
-        assert tight.recipe.trl["activation_checkpointing"] is True
+    assert tight.recipe.trl["activation_checkpointing"] is True
+    assert tight.fit.memory.activations < roomy.fit.memory.activations
     monkeypatch.setattr(sft.memory, "find_available", lambda _: 2**20)
     none = inspect(mini_arguments, "--activation_checkpointing", "false")
     assert none.recipe.trl["activation_checkpointing"] is False
@@ -146,6 +149,11 @@ def test_architecture_without_an_estimate(mini_arguments: list[str], monkeypatch
     monkeypatch.setattr(sft.memory, "estimate_memory", fail)
     preflight = inspect(mini_arguments)
     assert preflight.fit is None and preflight.describe()["memory_gib"] is None
+    assert preflight.recipe.trl["activation_checkpointing"] is True  # TRL's default
+    assert preflight.list_notes()[-1] == "no estimate of memory for bloom: activation checkpointing is on"
+    said = inspect(mini_arguments, "--activation_checkpointing", "false")
+    assert said.recipe.trl["activation_checkpointing"] is False
+    assert not any("no estimate" in note for note in said.list_notes())
     with pytest.raises(RecipeError, match=r"no estimate of memory for bloom: it reads a tensor\. Expected no --auto_batch\."):
         inspect(mini_arguments, auto_batch=True)
 
