@@ -260,6 +260,18 @@ def write_headline(results: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
+def list_metrics(results: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return each metric of the adapter in results.json as its type on the Hub, its name on the card, and its score."""
+    metrics = []
+    for key, score in results["systems"]["adapter"].items():
+        known = next((type_ for type_ in ("bleu", "rouge") if key.startswith(type_)), key)
+        metrics.append((known, METRICS[key], score))
+    for part in results.get("protocols", ()):
+        for measure, score in part["systems"]["adapter"].items():
+            metrics.append((measure.lower(), f"{measure} ({part['protocol']})", score))
+    return metrics
+
+
 def build_metadata(facts: CardFacts) -> str:
     """Return the YAML block's content, as the Hub's card specification has it.
 
@@ -278,12 +290,12 @@ def build_metadata(facts: CardFacts) -> str:
             dataset_name=f"{data['source']}, held-out {data['split']} split of this run",
             dataset_split=data["split"],
             dataset_revision=data["revision"],
-            metric_type=name_type(key),
-            metric_name=METRICS[key],
+            metric_type=metric_type,
+            metric_name=name,
             metric_value=score["value"],
             metric_args={"signature": score["signature"]},
         )
-        for key, score in results["systems"]["adapter"].items()
+        for metric_type, name, score in list_metrics(results)
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
     if examples := choose_examples(results, facts.lexicon):
@@ -300,11 +312,6 @@ def build_metadata(facts: CardFacts) -> str:
         eval_results=evaluations,
         **extra,
     ).to_yaml()
-
-
-def name_type(metric: str) -> str:
-    """Return a metric's type as the Hub names it, where the Hub knows it."""
-    return next((known for known in ("bleu", "rouge") if metric.startswith(known)), metric)
 
 
 def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:

@@ -404,8 +404,13 @@ def test_people_are_not_compared_on_other_rows() -> None:
 
 
 def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
-    metrics = split_card(render_card(read_facts(RunDir(mini_run))))[0]["model-index"][0]["results"][0]["metrics"]
-    scores = read_json(mini_run / "eval" / "results.json")["systems"]["adapter"].values()
+    facts = read_facts(RunDir(mini_run))
+    sta = {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "pan-2024|STA"}
+    part = {"protocol": "pan-2024", "source": "", "note": "", "models": {"m": "c"}, "systems": {"adapter": {"STA": sta}}}
+    facts = dataclasses.replace(facts, results=facts.results | {"protocols": [part]})
+    metrics = split_card(render_card(facts))[0]["model-index"][0]["results"][0]["metrics"]
+    assert metrics[-1] == {"type": "sta", "name": "STA (pan-2024)", "value": 0.5, "args": {"signature": "pan-2024|STA"}}
+    scores = [*facts.results["systems"]["adapter"].values(), sta]
     assert [(m["value"], m["args"]["signature"]) for m in metrics] == [(s["value"], s["signature"]) for s in scores]
     assert len({metric["name"] for metric in metrics}) == len(metrics)
     assert {metric["type"] for metric in metrics} >= {"bleu", "chrf", "rouge", "toxicity", "listed", "joint"}
