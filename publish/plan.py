@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.evaluation import read_evaluation
-from publish.card import CardFacts, render_card, write_license
+from publish.card import CardFacts, render_card, write_license, write_samples
 from publish.scan import find_private
 from sft.recipe import dump_yaml, load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, read_json
@@ -67,12 +67,12 @@ def write_publish_folder(run: RunDir, repo_id: str | None = None, merged: bool =
         run.adapter_config: "adapter_config.json",
         run.adapter_weights: "adapter_model.safetensors",
         run.eval / "results.json": "results.json",
-        run.eval / "samples.md": "samples.md",
     } | {run.plots / name: f"plots/{name}" for name in PLOTS}
     for source in files:
         if not source.is_file():
             raise RunError(f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others.")
     contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
+    contents["samples.md"] = write_samples(facts).encode()
     contents |= {name: source.read_bytes() for source, name in files.items()}
     contents |= {name: source.read_bytes() for name, source in extra.items()}
     if license := write_license(facts):
