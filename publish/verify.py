@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.report import LABELS
-from publish.card import BEGIN, END, METRICS, render_scores, split_card
+from publish.card import BEGIN, END, list_metrics, render_scores, split_card
 from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
 from sft.hub import HubFailure, explain_errors, first_line, is_passing
 from sft.recipe import InputError, load_recipe, run_command
@@ -73,7 +72,7 @@ def check_files(folder: Path) -> list[Check]:
         ),
     ]
     metadata, text = split_card((folder / "README.md").read_text(encoding="utf-8"))
-    checks += check_metrics(metadata, results["systems"]["adapter"])
+    checks += check_metrics(metadata, results)
     checks += check_text(text, results)
     found = adapter["sha256"] if adapter["sha256"] in text else "not named"
     return [*checks, compare("weights named on the card", adapter["sha256"], found)]
@@ -83,13 +82,13 @@ def compare(what: str, said: str, found: str) -> Check:
     return Check(what, said, found, said == found)
 
 
-def check_metrics(metadata: Mapping[str, Any], scores: Mapping[str, Any]) -> list[Check]:
+def check_metrics(metadata: Mapping[str, Any], results: Mapping[str, Any]) -> list[Check]:
     """Hold each metric of the card's metadata against results.json, and look for each that should be there."""
     entries = [entry for model in metadata.get("model-index") or () for result in model["results"] for entry in result["metrics"]]
     told: dict[str, list[tuple[Any, str]]] = {}
     for entry in entries:
         told.setdefault(entry["name"], []).append((entry["value"], entry["args"]["signature"]))
-    expected = {LABELS[key]: [(scores[key]["value"], scores[key]["signature"])] for key in METRICS if key in scores}
+    expected = {name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results)}
     checks = []
     for name in expected | told:
         said, found = told.get(name, []), expected.get(name, [])

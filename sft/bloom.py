@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 SHORT = 128  # queries; from there to 512 the fused kernel overtakes
 
 
+def prefers_steps(query: torch.Tensor) -> bool:
+    """Say whether attention of this query (batch, heads, queries, size) is faster without the fused kernel."""
+    return query.is_cpu and (torch.is_grad_enabled() or query.shape[2] <= SHORT)
+
+
 class SharedBias:
     """The sum of ALiBi and mask, made once a forward pass instead of once a layer."""
 
@@ -59,7 +64,7 @@ class FusedBloomAttention(BloomAttention):
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
         bias = self.shared.add(alibi, attention_mask, query)
-        if query.is_cpu and (torch.is_grad_enabled() or query.shape[2] <= SHORT):
+        if prefers_steps(query):
             context = self.attend_in_steps(query, key, value, bias)
         else:
             dropout = self.attention_dropout.p if self.training else 0.0

@@ -22,8 +22,8 @@ from sft.data import (
     tokenise_pairs,
 )
 from sft.prompt import TEMPLATE
-from sft.recipe import Recipe, RecipeError, RecipeFaults, dump_yaml, parse_command, parse_recipe, run_command
-from sft.run_dir import RunDir
+from sft.recipe import Recipe, RecipeError, RecipeFaults, dump_yaml, load_recipe, parse_command, parse_recipe, run_command
+from sft.run_dir import RunDir, read_json
 from sft.stream import STREAM_RULE, read_splits
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sft.model import Base
 
 T = TypeVar("T")
+# What is settled by the machine: its memory, with --auto_batch the batch too, and whether its CPU has bfloat16.
+SETTLED = ("activation_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "dtype")
 AUTO_BATCH = "the largest batch a device that fits into memory by estimate, with as many a step as give the recipe's batch"
 
 
@@ -50,11 +52,14 @@ class Preflight:
     training_pairs: dict[str, int]  # of `tokens["train"]`, by where they come from
     parameters: tuple[int, int]  # trainable, all
     fit: "Fit | None"  # into memory, by estimate; None where the model can't be traced without its weights
-    precision_note: str | None  # of a precision that is not the recipe's own
+    asked: dict[str, Any]  # the recipe's own values of SETTLED, before they were settled
+    precision_note: str | None  # of a precision that is not the recipe's own, or not this machine's
 
     def list_notes(self) -> list[str]:
         """Return what a user should know before the run starts."""
-        return [note for note in (self.precision_note, self.fit and self.fit.warn()) if note]
+        unknown = self.fit is None and self.asked["activation_checkpointing"] is None
+        memory_note = f"no estimate of memory for {self.config.model_type}: activation checkpointing is on" if unknown else None
+        return [note for note in (self.precision_note, memory_note, self.fit and self.fit.warn()) if note]
 
     def resolve_values(self) -> dict[str, Any]:
         """Return the recipe's values with the commits that the Hub's names stand for: the same run tomorrow."""
@@ -105,8 +110,10 @@ class Preflight:
         }
 
 
-def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False) -> Preflight:
-    """Check a recipe, its data and its model together, and settle what the recipe leaves to the memory that there is.
+def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False, overwrite: bool = False) -> Preflight:
+    """Check a recipe, its data and its model together, and settle what the recipe leaves to the machine.
+
+    An interrupted run that is resumed, and not overwritten, stays as it was settled when it began.
 
     Raises:
         RecipeFaults: with a line for each fault that was found.
@@ -165,9 +172,30 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
     if faults.lines:
         raise RecipeFaults(faults.lines, faults.status)
     assert base and corpus and splits and parameters and config, "a step that failed without a fault"
-    recipe, note = settle_precision(recipe)
-    recipe, fit = settle_memory(recipe, config, tokens["train"].rows, parameters[1] - parameters[0], auto_batch)
-    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit, note)
+    began = None if overwrite else recall_settled(recipe)
+    if began:
+        recipe, asked = began
+        note = settle_precision(recipe)[1] and "this CPU does not compute in bfloat16, as the interrupted run does: slow"
+    else:
+        asked = {key: trl[key] for key in SETTLED}
+        recipe, note = settle_precision(recipe)
+    weights = parameters[1] - parameters[0]
+    recipe, fit = settle_memory(recipe, config, tokens["train"].rows, weights, auto_batch and not began)
+    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit, asked, note)
+
+
+def recall_settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
+    """Return the recipe settled as the interrupted run that it goes on from, and what that run's recipe asked for.
+
+    A value that is neither left open nor what the run's own recipe asked for stays: find_start (sft/train.py) refuses it.
+    None where no run goes on.
+    """
+    run = RunDir(recipe.output_dir)
+    if not recipe.trl["resume_from_checkpoint"] or not run.is_run() or run.is_finished() or run.last_checkpoint() is None:
+        return None
+    asked = dict.fromkeys(SETTLED) | read_json(run.environment).get("asked", {})
+    began = load_recipe(run.recipe).trl
+    return recipe.change(**{key: began[key] for key in SETTLED if recipe.trl[key] in (None, asked[key])}), asked
 
 
 def read_checked_splits(recipe: Recipe) -> tuple[Corpus, dict[str, list[Example]]]:
@@ -285,8 +313,10 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(f"trainable parameters: {trainable:,} ({trainable / total:.2%} of {total:,})", highlight=False)
 
     console.rule("memory at the peak, by estimate")
+    trl = recipe.trl
+    checkpointing = "on" if trl["activation_checkpointing"] else "off"
     if preflight.fit is None:
-        console.print("none for this architecture")
+        console.print(f"none for this architecture; activation checkpointing {checkpointing}")
         return
     table = Table(show_header=False, box=None)
     labels = {
@@ -302,8 +332,6 @@ def print_preflight(preflight: Preflight) -> None:
     for key, size in preflight.fit.describe().items():
         table.add_row(labels[key], f"{size:.2f} GiB", style="bold" if key == "peak" else "")
     console.print(table)
-    trl = recipe.trl
-    checkpointing = "on" if trl["activation_checkpointing"] else "off"
     batch = f"batches of {trl['per_device_train_batch_size']}, {trl['gradient_accumulation_steps']} a step"
     console.print(preflight.fit.warn() or f"fits, with {batch}, activation checkpointing {checkpointing}", highlight=False)
 

@@ -1,6 +1,8 @@
 """The loss on a CPU: labelled positions alone, their logits computed once forward and once backward."""
 
 import functools
+import os
+import sys
 from typing import Any
 
 import torch
@@ -58,8 +60,10 @@ class FrozenHeadLogProbs(torch.autograd.Function):
 
 @functools.cache
 def tell_fallback() -> None:
-    """Say once that TRL's function computes the loss."""
-    print("loss: the LM head has a bias, a scale or weights that train, so TRL's own function in place of the faster one")
+    """Say once, from the main process alone, that TRL's function computes the loss."""
+    if os.environ.get("RANK", "0") == "0":
+        text = "loss: the LM head has a bias, a scale or weights that train, so TRL's own function in place of the faster one"
+        print(text, file=sys.stderr)
 
 
 class LogProbs:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 BUFFERS = 160 * 2**20  # on a CPU: what the trainer imports, and the code and buffers that oneDNN keeps
 GAPS = 0.2  # on a CPU: what the heap has more than its tensors, of the activations (tests/benchmarks/RESULTS.md)
 GPU_VOCABULARY_TILE = 32_768  # TRL's kernels hold the logits of so many words at a time
+CHANGES = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing",
+    "load_in_4bit", "load_in_8bit", "dtype",
+)  # fmt: skip
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 SPARE = 0.9  # an estimate may be a tenth too low
 
 
@@ -261,14 +266,16 @@ def fill(model: nn.Module) -> None:
 
 
 def find_available(on_gpu: bool) -> int:
-    """Return the bytes that a training can have: of the GPU what is free; of the RAM that and what this process has."""
+    """Return the bytes that a training can have: what is free of the GPU; of the RAM a share of it, and what it has."""
     if on_gpu:
         return torch.cuda.mem_get_info()[0]
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free += psutil.Process().memory_info().rss
-    return min(free, int(text)) if text.isdigit() else free
+    free = psutil.virtual_memory().available
+    limit = CGROUP / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])  # page cache is given back
+        free = max(0, min(free, int(text) - used))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + psutil.Process().memory_info().rss
 
 
 def fits(memory: Memory, available: int) -> bool:
@@ -295,12 +302,14 @@ def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: 
 
 def find_change(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> str | None:
     """Return which change of the recipe would fit, as overrides, or None; what a step learns from stays the same."""
-    keys = "per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing", "load_in_4bit"
-    for start in (recipe, recipe.change(load_in_4bit=True, load_in_8bit=False)):
+    trl = recipe.trl
+    dtype = "bfloat16" if trl["dtype"] == "auto" else trl["dtype"]  # 4-bit weights need a compute type
+    in_4bit = recipe.change(load_in_4bit=True, load_in_8bit=False, dtype=dtype)
+    for start in (recipe, in_4bit):
         for checkpointing in (False, True):
             found = find_batch(start.change(activation_checkpointing=checkpointing), estimate, available)
             if fits(estimate(found), available):
-                changed = [key for key in keys if found.trl[key] != recipe.trl[key]]
+                changed = [key for key in CHANGES if found.trl[key] != trl[key]]
                 return " ".join(f"--{key} {str(found.trl[key]).lower()}" for key in changed)
     return None
 
@@ -311,7 +320,7 @@ def settle_memory(
     """Return the recipe with what it leaves to the memory that there is, and how it fits; see `estimate_memory`.
 
     That is activation checkpointing, where the recipe does not say: it is for what would not fit without, as it costs
-    a second forward pass. With `auto_batch` it is the batch, too.
+    a second forward pass, and for what can't be estimated. With `auto_batch` it is the batch, too.
 
     Raises:
         RecipeError: `auto_batch`, and the model's architecture can't be traced without its weights.
@@ -341,4 +350,4 @@ def settle_memory(
     except (RuntimeError, TypeError, AttributeError) as error:  # it reads its tensors' contents, or has other names
         if auto_batch:
             raise RecipeError(f"no estimate of memory for {config.model_type}: {error}. Expected no --auto_batch.") from None
-        return recipe.change(activation_checkpointing=bool(said)), None
+        return recipe.change(activation_checkpointing=said is not False), None

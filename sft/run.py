@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="progress to standard error, and at the end one JSON object")
     parser.add_argument("--auto_batch", action="store_true", help=AUTO_BATCH)
     arguments, words = parse_command(parser)
-    preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch)
+    preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch, arguments.overwrite)
 
     from sft.model import join_processes, load_base, save_adapter
     from sft.train import build_trainer, find_start, open_run_dir, record_training

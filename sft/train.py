@@ -121,7 +121,7 @@ def trim_log(run: RunDir, step: int) -> None:
 
 
 def describe_environment(preflight: Preflight, checkpoint: Path | None, processes: int) -> dict[str, Any]:
-    """Return versions, hardware, git commit, seeds, base and command."""
+    """Return versions, hardware, git commit, seeds, base, command, and what the recipe asked for of what was settled."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -130,6 +130,7 @@ def describe_environment(preflight: Preflight, checkpoint: Path | None, processe
         "processes": processes,
         "base": preflight.base.describe(),
         "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
+        "asked": preflight.asked,
         "estimated_memory_gib": preflight.fit.describe() if preflight.fit else None,
         "seeds": {key: preflight.recipe.trl[key] for key in ("seed", "data_seed")} | {"split": preflight.recipe.data.seed},
         "git_commit": read_git_commit(),

@@ -1,17 +1,24 @@
 """BLOOM's fused attention and its packed rows against the plain model: the same numbers but for rounding."""
 
 import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Main
+from conftest import TINY, Main
+from rich.console import Console
 from transformers import BloomConfig, BloomForCausalLM
+from transformers.models.bloom.modeling_bloom import BloomModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+import sft.bloom
 from sft.bloom import FusedBloomAttention, QuickDropout, fuse, read_positions
+from sft.check import inspect_recipe
+from sft.data import TokenRows
+from sft.model import load_base
 from sft.run_dir import RunDir, read_json_lines
-from sft.train import pack_rows
+from sft.train import Trainer, build_trainer, pack_rows
 
 PAD = 3
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, after six layers
@@ -28,6 +35,22 @@ def plain(request: pytest.FixtureRequest) -> BloomForCausalLM:
     return model
 
 
+@pytest.fixture(params=["in steps", "kernel"])
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Both ways to attend, whatever the size: a GPU takes the kernel alone, a CPU with gradients or few queries never."""
+    taken = set()
+
+    def watch(name: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *arguments, **options: taken.add(name) or function(*arguments, **options)
+
+    kernel, steps = torch.nn.functional.scaled_dot_product_attention, FusedBloomAttention.attend_in_steps
+    monkeypatch.setattr(sft.bloom, "prefers_steps", lambda _: request.param == "in steps")
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch("kernel", kernel))
+    monkeypatch.setattr(FusedBloomAttention, "attend_in_steps", watch("in steps", steps))
+    yield request.param
+    assert taken == {request.param}
+
+
 def copy_fused(plain: BloomForCausalLM) -> BloomForCausalLM:
     model = copy.deepcopy(plain)
     assert fuse(model)
@@ -42,6 +65,7 @@ def make_batch(side: str) -> tuple[torch.Tensor, torch.Tensor]:
     return ids.masked_fill(mask == 0, PAD), mask
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_logits_and_gradients_with_padding(plain: BloomForCausalLM, side: str) -> None:
     ids, mask = make_batch(side)
@@ -60,6 +84,7 @@ def test_logits_and_gradients_with_padding(plain: BloomForCausalLM, side: str) -
         torch.testing.assert_close(other / scale, one / scale, **CLOSE)
 
 
+@pytest.mark.usefixtures("attention")
 def test_no_mask_and_attentions(plain: BloomForCausalLM) -> None:
     ids, _ = make_batch("right")
     fused = copy_fused(plain)
@@ -70,6 +95,7 @@ def test_no_mask_and_attentions(plain: BloomForCausalLM) -> None:
     torch.testing.assert_close(found.attentions, expected.attentions, **CLOSE)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_cache(plain: BloomForCausalLM, beams: int) -> None:
     ids, mask = make_batch("left")
@@ -78,6 +104,7 @@ def test_generation_with_cache(plain: BloomForCausalLM, beams: int) -> None:
     assert torch.equal(copy_fused(plain).generate(input_ids=ids, attention_mask=mask, **options), expected)
 
 
+@pytest.mark.usefixtures("attention")
 def test_bfloat16_stays_finite_and_near(plain: BloomForCausalLM) -> None:
     ids, mask = make_batch("left")
     fused = copy_fused(plain)
@@ -95,12 +122,19 @@ def make_rows() -> list[dict[str, list[int]]]:
     return [{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM, attention: str) -> None:
+@pytest.mark.usefixtures("attention")
+def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM) -> None:
+    check_packed_rows(plain, copy_fused(plain))
+
+
+def test_packed_rows_equal_unpacked_ones_with_eager_attention(plain: BloomForCausalLM) -> None:
+    check_packed_rows(plain, copy.deepcopy(plain))
+
+
+def check_packed_rows(plain: BloomForCausalLM, model: BloomForCausalLM) -> None:
     rows = make_rows()
     packed = pack_rows(rows, 16)
     assert len(packed) < len(rows)
-    model = copy_fused(plain) if attention == "sdpa" else copy.deepcopy(plain)
     read_positions(model)
     batch = DataCollatorForLanguageModeling(PAD, return_position_ids=True)(list(packed))
     batch["labels"][batch["attention_mask"] == 0] = -100
@@ -130,6 +164,7 @@ def test_packed_rows_equal_unpacked_ones(plain: BloomForCausalLM, attention: str
         torch.testing.assert_close(other.grad / scale, one.grad / scale, **CLOSE)
 
 
+@pytest.mark.usefixtures("attention")
 def test_no_text_reaches_its_neighbour(plain: BloomForCausalLM) -> None:
     model = copy_fused(plain)
     read_positions(model)
@@ -175,6 +210,59 @@ def test_packing_by_recipe(mini_base: Path, small_data: Path, call_main: Main, t
     words = ["recipes/tiny.yaml", "--model_name_or_path", mini_base, "--data.source", small_data, "--max_steps", 3]
     call_main("sft.run", *words, "--packing", "--max_length", 96, "--logging_steps", 1, "--output_dir", tmp_path)
     assert len(read_losses(tmp_path)) == 3
+
+
+def build_packing_trainer(mini_base: Path, small_data: Path, folder: Path) -> tuple[Trainer, TokenRows]:
+    """Return the tiny recipe's trainer with `packing: true`, in float32, with a random adapter and all rows in one batch.
+
+    With it come the rows before they were packed.
+    """
+    words = ["--model_name_or_path", mini_base, "--data.source", small_data, "--data.swaps", 0, "--data.inserts", 0]
+    words += ["--packing", "true", "--max_length", 200, "--per_device_train_batch_size", 500, "--lora_dropout", 0]
+    words += ["--bf16", "false", "--dtype", "float32", "--use_cpu", "true", "--output_dir", folder]
+    preflight = inspect_recipe(str(TINY), [str(word) for word in words])
+    model = load_base(preflight.recipe, preflight.base)
+    trainer = build_trainer(preflight, model, RunDir(folder), None, Console(stderr=True))
+    torch.manual_seed(0)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # else LoRA's B is zero, and its A counts for nothing
+            parameter.data = torch.randn_like(parameter) * 0.1
+    return trainer, preflight.tokens["train"]
+
+
+@pytest.mark.usefixtures("attention")
+def test_trainers_packed_loss_is_that_of_each_row_alone(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
+    trainer, unpacked = build_packing_trainer(mini_base, small_data, tmp_path)
+    (batch,), tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    assert len(batch["input_ids"]) < len(unpacked.rows) / 2
+    with torch.no_grad():
+        packed = trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens)
+        trainer.model.get_base_model().base_model.__class__ = BloomModel  # plain, as without packing
+        total, labelled = 0.0, 0
+        for row in unpacked.rows:
+            alone = DataCollatorForLanguageModeling(PAD)([row])
+            scored = (alone["labels"] != -100).sum()
+            total += float(trainer.compute_loss(trainer.model, alone, num_items_in_batch=scored) * scored)
+            labelled += int(scored)
+    assert labelled == tokens
+    assert float(packed) == pytest.approx(total / labelled, rel=1e-5)
+
+
+@pytest.mark.usefixtures("attention")
+def test_trainers_packed_loss_does_not_hear_the_neighbour(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
+    trainer, _ = build_packing_trainer(mini_base, small_data, tmp_path)
+    row = next(row for row in trainer.train_dataset if len(row["seq_lengths"]) == 3)
+    start, end = row["seq_lengths"][0], sum(row["seq_lengths"][:2])
+    others = row["labels"][:start] + [-100] * (end - start) + row["labels"][end:]
+    changed = row["input_ids"][:start] + row["input_ids"][start:end][::-1] + row["input_ids"][end:]
+
+    def compute_loss(ids: list[int], labels: list[int]) -> float:
+        batch = trainer.data_collator([row | {"input_ids": ids, "labels": labels}])
+        with torch.no_grad():
+            return float(trainer.compute_loss(trainer.model, batch))
+
+    assert compute_loss(changed, others) == pytest.approx(compute_loss(row["input_ids"], others), rel=1e-6)
+    assert compute_loss(changed, row["labels"]) != pytest.approx(compute_loss(row["input_ids"], row["labels"]), rel=1e-3)
 
 
 def test_loss_curves_of_fast_and_plain_paths_agree(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,10 +106,44 @@ def test_largest_batch_and_cure(gib: float, batch: int, cure: str | None, estima
     assert find_change(recipe, estimate_by_batch, available) == cure
 
 
-def test_cure_may_be_4_bit(estimate_by_batch: Callable[[Recipe], Memory]) -> None:
-    recipe = load_recipe(TINY, ["--load_in_4bit", "false", "--activation_checkpointing", "true"])
-    cure = find_change(recipe, estimate_by_batch, 3 * 2**30)
-    assert cure is not None and cure.endswith("--load_in_4bit true")
+@pytest.mark.parametrize(
+    ("overrides", "cure"),
+    [
+        ([], "--load_in_4bit true"),
+        (["--load_in_8bit", "true"], "--load_in_4bit true --load_in_8bit false"),
+        (["--dtype", "auto"], "--load_in_4bit true --dtype bfloat16"),
+    ],
+)
+def test_cure_may_be_4_bit(overrides: list[str], cure: str, estimate_by_batch: Callable[[Recipe], Memory]) -> None:
+    words = ["--load_in_4bit", "false", "--activation_checkpointing", "true", *overrides]
+    found = find_change(load_recipe(TINY, words), estimate_by_batch, 3 * 2**30)
+    assert found is not None and found.endswith(cure)
+    assert load_recipe(TINY, [*words, *found.split()]).trl["load_in_4bit"]  # it is one that the check lets pass
+
+
+@pytest.mark.parametrize(
+    ("limit", "processes", "expected"),
+    [
+        (str(10 * 2**30), 1, 6 * 2**30),  # 10 - (5 - 1) that others and this process have
+        (str(10 * 2**30), 2, 3 * 2**30),
+        (str(2**30), 1, 0),
+        (str(2**50), 1, 100 * 2**30),
+        ("max", 2, 50 * 2**30),
+        (None, 1, 100 * 2**30),
+    ],
+)
+def test_memory_left_in_a_container(
+    limit: str | None, processes: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{5 * 2**30}\n")
+        (tmp_path / "memory.stat").write_text(f"anon {3 * 2**30}\nfile {2**31}\ninactive_file {2**30}\nactive_file {2**30}\n")
+    monkeypatch.setattr(sft.memory, "CGROUP", tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * 2**30))
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2**20)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert sft.memory.find_available(on_gpu=False) == expected + 2**20
 
 
 def inspect(mini_arguments: list[str], *words: str, auto_batch: bool = False) -> Any:
@@ -116,12 +151,15 @@ def inspect(mini_arguments: list[str], *words: str, auto_batch: bool = False) ->
 
 
 def test_recipe_leaves_checkpointing_to_the_memory(mini_arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # This process grows from one inspection to the next; its libraries are taken to be as large each time.
+    monkeypatch.setattr(sft.memory, "estimate_memory", lambda *arguments: estimate_memory(*arguments[:-1], 2**30))
+    monkeypatch.setattr(sft.memory, "find_available", lambda _: 2**40)
     roomy = inspect(mini_arguments)
     assert roomy.recipe.trl["activation_checkpointing"] is False and roomy.fit.change is None
     monkeypatch.setattr(sft.memory, "find_available", lambda _: int(roomy.fit.memory.peak / sft.memory.SPARE) - 2**20)
     tight = inspect(mini_arguments)
-    if tight.fit.memory.peak < roomy.fit.memory.peak:  # a process of the suite may have grown in between
-        assert tight.recipe.trl["activation_checkpointing"] is True
+    assert tight.recipe.trl["activation_checkpointing"] is True
+    assert tight.fit.memory.activations < roomy.fit.memory.activations
     monkeypatch.setattr(sft.memory, "find_available", lambda _: 2**20)
     none = inspect(mini_arguments, "--activation_checkpointing", "false")
     assert none.recipe.trl["activation_checkpointing"] is False
@@ -146,6 +184,11 @@ def test_architecture_without_an_estimate(mini_arguments: list[str], monkeypatch
     monkeypatch.setattr(sft.memory, "estimate_memory", fail)
     preflight = inspect(mini_arguments)
     assert preflight.fit is None and preflight.describe()["memory_gib"] is None
+    assert preflight.recipe.trl["activation_checkpointing"] is True  # TRL's default
+    assert preflight.list_notes()[-1] == "no estimate of memory for bloom: activation checkpointing is on"
+    said = inspect(mini_arguments, "--activation_checkpointing", "false")
+    assert said.recipe.trl["activation_checkpointing"] is False
+    assert not any("no estimate" in note for note in said.list_notes())
     with pytest.raises(RecipeError, match=r"no estimate of memory for bloom: it reads a tensor\. Expected no --auto_batch\."):
         inspect(mini_arguments, auto_batch=True)
 

@@ -12,6 +12,7 @@ import pytest
 from hub_double import TOKEN, Fault, HubDouble
 
 from eval.generate import find_adapter, load_rewriter
+from publish.card import list_metrics
 from publish.plan import write_publish_folder
 from publish.push import HubFailure
 from publish.verify import check_files, download
@@ -78,7 +79,6 @@ def edit_results(*keys: str, value: Any) -> Callable[[Files], Files]:
     return edit
 
 
-METRICS = [f"{name} on the card" for name in ("BLEU", "chrF", "ROUGE-1", "ROUGE-2", "ROUGE-L")]
 CONFIG = "SHA-256 of adapter_config.json"
 
 
@@ -95,8 +95,6 @@ CONFIG = "SHA-256 of adapter_config.json"
         (edit_card(r"\| input copied \|.*\n", ""), ["the card's results: | input copied |"]),
         (edit_card(r"(\| input copied \|.*\n)", r"\1| GPT-9 | 1 |\n"), ["the card's results: | GPT-9 | 1 |"]),
         (edit_card(r"- BLEU [+-]\S+", "- BLEU +9.9"), ["the card's results: - BLEU"]),
-        (edit_card(r"(?s)    metrics:\n.*?\n---", "    metrics: []\n---"), METRICS),
-        (edit_card(r"(?s)model-index:\n.*?\n---", "x: 1\n---"), METRICS),
         (edit_card(r"name: ROUGE-1\n", "name: chrF\n"), ["chrF on the card", "ROUGE-1 on the card"]),
         (edit_config(lora_alpha=64), [CONFIG]),
         (edit_config(revision="0" * 40), [CONFIG, "base model"]),
@@ -108,6 +106,15 @@ def test_each_change_is_found_and_named(files: Files, edit: Callable[[Files], Fi
     found = list_failed(edit(files), tmp_path)
     assert len(found) == len(failed), found
     assert all(what.startswith(start) for what, start in zip(found, failed, strict=True)), found
+
+
+@pytest.mark.parametrize("edit", [
+    edit_card(r"(?s)    metrics:\n.*?\n---", "    metrics: []\n---"), edit_card(r"(?s)model-index:\n.*?\n---", "x: 1\n---"),
+])  # fmt: skip
+def test_a_card_without_metrics_fails_for_each(files: Files, edit: Callable[[Files], Files], tmp_path: Path) -> None:
+    names = [name for _, name, _ in list_metrics(json.loads(files["results.json"]))]
+    assert {"BLEU", "chrF", "ROUGE-L", "joint"} <= set(names)
+    assert list_failed(edit(files), tmp_path) == [f"{name} on the card" for name in names]
 
 
 def test_an_older_results_file_is_not_enough(files: Files, tmp_path: Path) -> None:
