@@ -20,7 +20,6 @@ from huggingface_hub import HfApi
 import publish.push as module
 from publish.card import BEGIN, END, merge_card
 from publish.push import HubFailure, Target, push
-from publish.scan import find_private
 from sft.recipe import PROJECT
 from sft.run_dir import Refusal
 
@@ -348,29 +347,6 @@ def test_no_token_and_no_hub(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) ->
         push(module.connect(hub.url), FILES, Target(REPO), "title")
     with pytest.raises(HubFailure, match=r"the connection to the Hub failed"):
         push(module.connect("http://127.0.0.1:9", TOKEN), FILES, Target(REPO), "title")
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        ("key hf_" + "a1B2" * 8, "a Hugging Face token"),
-        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
-        ("see /home/jane/data.tsv", "a home directory"),
-        (r"see C:\\Users\\jane\\data.tsv", "a home directory"),
-        ("https://me:secret@host/x", "a password in a URL"),
-        (f"see {Path.cwd()}/x", "the working directory"),
-    ],
-)
-def test_what_is_private_is_found_and_not_repeated(text: str, what: str) -> None:
-    found = find_private({"README.md": f"fine\n{text}".encode(), "plots/x.png": b"\x89PNG /home/jane"})
-    assert f"README.md:2: {what}" in found
-    assert not any("jane" in line or "a1B2" in line or "png" in line for line in found)
-    assert find_private({"README.md": b"a / b, hf_home, sk-ip, /homely/"}) == []
-    assert (
-        find_private({"x.bin": b""})
-        == find_private({"x.bin": b"\x80\x02x"})
-        == ["x.bin: a pickle, which can run code when it is loaded"]
-    )
 
 
 def test_command_plans_pushes_and_reports(mini_run: Path, hub: HubDouble, tmp_path: Path) -> None:
