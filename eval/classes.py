@@ -68,5 +68,5 @@ class Joint(evaluate.Metric):
         return describe_metric(compute_joint, predictions=TEXT, references=TEXT)
 
     def _compute(self, predictions: list[str], references: list[str], model: ToxicityModel) -> dict[str, Any]:
-        toxicity, joint = compute_joint(predictions, compute_kept(predictions, references)[0], model)
+        toxicity, joint = compute_joint(predictions, compute_kept(predictions, references), model)
         return describe_score(joint) | {"toxicity": toxicity.value}

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.data import Example
 from sft.recipe import InputError, parse_count, run_command
 from sft.run_dir import RunDir, open_run
 
@@ -36,35 +35,33 @@ def compare_runs(runs: Sequence[RunDir], rows: int) -> dict[str, Any]:
     Scores are computed anew from the runs' predictions, toxicity by the classifier of the first run's training split.
 
     Raises:
-        InputError: a run is not evaluated, or the runs have not the same test split.
+        InputError: see `read_evaluation`; or the runs have not the same test split.
     """
-    from eval.results import describe_systems, read_evaluation, score_systems
-    from eval.rows import read_split
-    from eval.toxicity import fit_toxicity
+    from eval.evaluation import read_evaluation
+    from eval.results import describe_systems, score_systems
 
     evaluations = {str(run.root): read_evaluation(run) for run in runs}
-    (first, (results, lines)), *others = evaluations.items()
-    for name, (other, _) in others:
-        if other["data"]["sha256"] != results["data"]["sha256"]:
-            raise InputError(f"{name}: its test split is not that of {first}: their scores can't be compared.")
-    examples = [Example(line["toxic"], tuple(line["references"])) for line in lines]
-    outputs = {name: [line["prediction"] for line in lines] for name, (_, lines) in evaluations.items()}
-    systems = score_systems(examples, outputs, fit_toxicity(read_split(runs[0], "train")))
+    (name, first), *others = evaluations.items()
+    for other, evaluation in others:
+        if evaluation.results["data"]["sha256"] != first.results["data"]["sha256"]:
+            raise InputError(f"{other}: its test split is not that of {name}: their scores can't be compared.")
+    outputs = {name: [line["prediction"] for line in evaluation.predictions] for name, evaluation in evaluations.items()}
+    systems = score_systems(first.examples, outputs, first.model)
     differences = {
         f"{one} - {other}": describe_systems({one: systems[one], other: systems[other]})["differences"][other]
         for one, other in itertools.combinations(outputs, 2)
     }
-    second = next(iter(dict(others)))
-    gaps = systems[first]["chrf"].sentences - systems[second]["chrf"].sentences
-    most = sorted(range(len(lines)), key=lambda row: (-abs(gaps[row]), row))[:rows]
+    ours, theirs, *_ = systems.values()
+    gaps = ours["chrf"].sentences - theirs["chrf"].sentences
+    most = sorted(range(len(gaps)), key=lambda row: (-abs(gaps[row]), row))[:rows]
     return {
-        "data": results["data"],
+        "data": first.results["data"],
         "systems": describe_systems(systems)["systems"],
         "differences": differences,
         "rows": [
             {
-                "toxic": lines[row]["toxic"],
-                "references": lines[row]["references"],
+                "toxic": first.examples[row].toxic,
+                "references": first.examples[row].references,
                 "predictions": {name: texts[row] for name, texts in outputs.items()},
                 "chrf": {name: round(float(systems[name]["chrf"].sentences[row]), 1) for name in outputs},
             }

@@ -18,7 +18,8 @@ References = Sequence[Sequence[str]]  # for each prediction, one or more referen
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 CHUNK = 5_000  # rows that are scored at a time; more are dealt out to the cores
-KEPT_ENOUGH = 25  # chrF to the source from which on `joint` takes the content as kept
+KEPT_ENOUGH = 25  # chrF to the source, and
+LONG_ENOUGH = 0.6  # share of its words, from which on `joint` takes the content as kept
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,21 @@ def compute_kept(predictions: Sequence[str], sources: Sequence[str]) -> list[Sco
     ]
 
 
-def compute_joint(predictions: Sequence[str], content: Score, model: "ToxicityModel") -> list[Score]:
+def compute_joint(predictions: Sequence[str], kept: Sequence[Score], model: "ToxicityModel") -> list[Score]:
     """Return `toxicity`, the mean probability of the fitted classifier, and `joint`; both 0 to 1.
 
-    `joint` is the mean over sentences of (1 - toxicity) x min(1, content / KEPT_ENOUGH): high where a text is not toxic and
-    is still about the same. A copy gains nothing by its content, and a harmless text about something else nothing by
-    its harmlessness. It knows nothing of fluency. `python -m eval.validate` holds it against people.
+    `joint` is the mean over sentences of (1 - toxicity) x min(1, content / KEPT_ENOUGH) x min(1, length / LONG_ENOUGH), with
+    the scores of `compute_kept`: high where a text is not toxic and is still about the same. A copy gains nothing by its
+    content, a harmless text about something else or a part of the sentence nothing by its harmlessness. It knows nothing
+    of fluency. `python -m eval.validate` holds it against people.
     """
+    content, _, length = kept
     toxicity = np.array(model.predict(predictions))
-    kept = np.minimum(1, content.sentences / KEPT_ENOUGH)
+    whole = np.minimum(1, content.sentences / KEPT_ENOUGH) * np.minimum(1, length.sentences / LONG_ENOUGH)
+    signature = f"joint|content:{KEPT_ENOUGH}|length:{LONG_ENOUGH}|{model.signature}"
     return [
         score_mean("toxicity", model.signature, toxicity.tolist()),
-        score_mean("joint", f"joint|content:{KEPT_ENOUGH}|{model.signature}", ((1 - toxicity) * kept).tolist()),
+        score_mean("joint", signature, ((1 - toxicity) * whole).tolist()),
     ]
 
 
@@ -216,7 +220,7 @@ def score_unreferenced(predictions: Sequence[str], sources: Sequence[str], model
     """Return the scores that need no reference, by name; see `compute_scores`."""
     scores = compute_kept(predictions, sources)
     if model is not None:
-        scores += compute_joint(predictions, scores[0], model)
+        scores += compute_joint(predictions, scores, model)
         if model.lexicon:
             scores.append(compute_listed(predictions, model.lexicon))
     return {score.name: score for score in scores}

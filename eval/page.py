@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.baselines import WORD, normalise_word
+from eval.stress import SWEARING
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 PLOTS = {
@@ -23,7 +24,7 @@ def render_page(
     lexicon: Collection[str],
     plots: Path,
 ) -> str:
-    """Return the page. Plots that the folder `plots` has not are left out; listed words are masked until clicked."""
+    """Return the page. Plots that the folder `plots` has not are left out; swear words are masked until clicked."""
     import jinja2
 
     from eval.report import (
@@ -34,7 +35,9 @@ def render_page(
         format_value,
         name_metrics,
         name_system,
+        tabulate_ceiling,
         tabulate_protocol,
+        tabulate_systems,
         tabulate_unrewritten,
     )
 
@@ -49,6 +52,8 @@ def render_page(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         results=results,
+        systems=tabulate_systems(results),
+        apart=tabulate_ceiling(results),
         labels=name_metrics(results),
         all_labels=LABELS,
         differences=describe_differences(results),
@@ -78,10 +83,12 @@ def find_changes(source: str, output: str) -> list[tuple[str, str]]:
 
 
 def mask_words(text: str, lexicon: Collection[str]) -> list[tuple[str, bool]]:
-    """Return the text in pieces, each with whether it is a listed word."""
+    """Return the text in pieces, each with whether it is a listed word, or one that a stress case marks, disguised or not."""
+    spans = [match.span() for match in WORD.finditer(text) if normalise_word(match[0]) in lexicon]
+    spans += [match.span() for match in SWEARING.finditer(text)]
     pieces, place = [], 0
-    for match in WORD.finditer(text):
-        if normalise_word(match[0]) in lexicon:
-            pieces += [(text[place : match.start()], False), (match[0], True)]
-            place = match.end()
-    return [(piece, listed) for piece, listed in [*pieces, (text[place:], False)] if piece]
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if end > place:
+            pieces += [(text[place:start], False), (text[max(place, start) : end], True)]
+            place = end
+    return [(piece, masked) for piece, masked in [*pieces, (text[place:], False)] if piece]

@@ -5,6 +5,7 @@ Models come from the Hub when a recipe asks for a protocol (`eval.protocols`); t
 """
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +13,31 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import Score, score_mean
+from eval.metrics import compute_chrf, score_mean
 from eval.results import describe_systems
 from sft.data import Example
 from sft.hub import explain_errors
 from sft.recipe import InputError
 
-NEUTRAL = ("neutral", "non-toxic", "not toxic", "nontoxic", "non_toxic", "clean")
+# Labels, with "-" and "_" as spaces.
+NEUTRAL = ("neutral", "non toxic", "not toxic", "nontoxic", "clean")
 ACCEPTABLE = ("acceptable", "correct", "grammatical")
 LABSE = "sentence-transformers/LaBSE"
 XCOMET = "myyycroft/XCOMET-lite"
-PARTS = ("tokenizer", "encoder")  # roles of models that another one needs
+PARTS = {"tokenizer": "STA", "encoder": "FL"}  # roles of models that another one needs
 BATCH, LONGEST = 32, 512  # texts; tokens, as the protocols have them
 
+MEASURES = ("STA", "SIM", "FL")  # of which J is the product
+
 Texts = Sequence[str]
+Sentences = dict[str, dict[str, dict[str, float]]]  # one row's scores by protocol, system and measure
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol: its models by role, what it deviates in, where it is described, and its sentence scores.
+    """One protocol: its models by role, what it deviates in, where it is described, its measures and its sentence scores.
 
+    `measures` says of each but J how it is computed: what its signature says, beside the models.
     `score(models, sources, outputs, references)` returns the sentence scores by measure, each of shape (rows,), in 0 to 1
     (SIM, a cosine, in -1 to 1; XCOMET-lite, a regression, of at most 1); their product is J. `references` are the first of
     each sentence.
@@ -40,11 +46,12 @@ class Protocol:
     models: Mapping[str, str]
     source: str
     note: str
+    measures: Mapping[str, str]
     score: Callable[[Mapping[str, Any], Texts, Texts, Texts], dict[str, np.ndarray]]
 
 
 class Classifier:
-    """A sequence classifier and the label that counts as success: known by its name, else by the protocol's `index`."""
+    """A sequence classifier and the label that counts as success: one of these names, or the protocol's LABEL_`index`."""
 
     def __init__(self, name: str, commits: Mapping[str, str], labels: Sequence[str], index: int, tokenizer: str) -> None:
         import torch
@@ -53,8 +60,14 @@ class Classifier:
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=commits[tokenizer])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AutoModelForSequenceClassification.from_pretrained(name, revision=commits[name]).to(device).eval()
-        named = [number for number, label in self.model.config.id2label.items() if str(label).lower() in labels]
-        self.index = named[0] if named else index
+        found = {re.sub("[-_ ]+", " ", str(label).lower()): number for number, label in self.model.config.id2label.items()}
+        named = [number for label, number in found.items() if label in (*labels, f"label {index}")]
+        if len(named) != 1:
+            raise InputError(
+                f"{name}: found the labels {', '.join(map(str, self.model.config.id2label.values()))}. Expected one of "
+                f"{', '.join(labels)}, or LABEL_{index}. Pin a commit of it that has one in eval.pins."
+            )
+        self.index = named[0]
 
     def estimate(self, texts: Texts) -> np.ndarray:
         """Return the probability of success for each text, shape (rows,)."""
@@ -85,25 +98,29 @@ class Encoder:
         return np.asarray((first * second).sum(1) / np.maximum(norms, 1e-12))
 
 
+def detokenise(text: str) -> str:
+    """Return `text` as ParaDetox's script gives it to the classifier of acceptability: no space inside of punctuation.
+
+    github.com/s-nlp/paradetox, evaluation_detox/metric_tools/fluency.py.
+    """
+    return re.sub(r" ([.,!?)])", r"\1", text).replace("( ", "(")
+
+
 def score_paradetox_2022(models: Mapping[str, Any], sources: Texts, outputs: Texts, _: Texts) -> dict[str, np.ndarray]:
     """Shares of outputs that are classified as neutral and as acceptable, and the similarity to the source."""
     return {
         "STA": (models["STA"].estimate(outputs) > 0.5).astype(float),
         "SIM": models["SIM"].compare(sources, outputs),
-        "FL": (models["FL"].estimate(outputs) > 0.5).astype(float),
+        "FL": (models["FL"].estimate([detokenise(text) for text in outputs]) > 0.5).astype(float),
     }
 
 
 def score_pan_2024(models: Mapping[str, Any], sources: Texts, outputs: Texts, references: Texts) -> dict[str, np.ndarray]:
     """Probability of neutral, similarity to the source, and chrF to the reference in place of fluency."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    chrf = CHRF()
-    pairs = zip(outputs, references, strict=True)
     return {
         "STA": models["STA"].estimate(outputs),
         "SIM": models["SIM"].compare(sources, outputs),
-        "FL": np.array([chrf.sentence_score(output, [reference]).score / 100 for output, reference in pairs]),
+        "FL": compute_chrf(outputs, [[reference] for reference in references]).sentences / 100,
     }
 
 
@@ -120,12 +137,14 @@ PROTOCOLS = {
         {"STA": "s-nlp/roberta_toxicity_classifier", "SIM": LABSE, "FL": "cointegrated/roberta-large-cola-krishna2020"},
         "Logacheva et al., ParaDetox: Detoxification with Parallel Data, ACL 2022",
         "SIM by LaBSE: the paper's encoder (Wieting et al., 2019) is not on the Hub. J can't be set beside the paper's.",
+        {"STA": "neutral>0.5", "SIM": "cosine to the source", "FL": "acceptable>0.5|detokenised"},
         score_paradetox_2022,
     ),
     "pan-2024": Protocol(
         {"STA": "textdetox/xlmr-large-toxicity-classifier", "SIM": LABSE},
         "PAN at CLEF 2024, Text Detoxification: github.com/pan-webis-de/pan-code, clef24/text-detoxification/evaluate.py",
         "FL is chrF to the first reference.",
+        {"STA": "P(neutral)", "SIM": "cosine to the source", "FL": "chrF/100|refs:first"},
         score_pan_2024,
     ),
     "pan-2025": Protocol(
@@ -138,6 +157,11 @@ PROTOCOLS = {
         },
         "PAN at CLEF 2025, Text Detoxification: github.com/pan-webis-de/pan-code, clef25/text-detoxification/evaluation",
         "FL is XCOMET-lite. The reference is the first of each sentence.",
+        {
+            "STA": "max((P(neutral)+(P(source)<=P(neutral)))/2,P(reference)<=P(neutral))|refs:first",
+            "SIM": "0.4*cosine to the source+0.6*cosine to the reference|refs:first",
+            "FL": "XCOMET-lite|refs:first",
+        },
         score_pan_2025,
     ),
 }
@@ -165,8 +189,8 @@ def resolve_models(names: Sequence[str], pins: Sequence[str]) -> dict[str, str]:
 
 def score_protocols(
     names: Sequence[str], commits: Mapping[str, str], examples: Sequence[Example], outputs: Mapping[str, Texts]
-) -> list[dict[str, Any]]:
-    """Return each protocol's part of results.json: its scores of each system, with intervals, differences and models.
+) -> list[Sentences]:
+    """Return the sentence scores of each row, by protocol, system and measure: what `describe_protocols` takes.
 
     Args:
         names: keys of PROTOCOLS.
@@ -174,28 +198,50 @@ def score_protocols(
         outputs: for each system a text a row.
 
     Raises:
-        InputError: a model can't be downloaded.
+        InputError: a model can't be downloaded, or is not what the protocol takes it for.
     """
     sources, references = [example.toxic for example in examples], [example.references[0] for example in examples]
-    described = []
+    rows: list[Sentences] = [{} for _ in examples]
     for name in names:
         protocol = PROTOCOLS[name]
         models = {role: load_model(role, protocol, commits) for role in protocol.models if role not in PARTS}
-        systems = {}
         for system, texts in outputs.items():
-            values = protocol.score(models, sources, texts, references)
+            for measure, values in protocol.score(models, sources, texts, references).items():
+                for row, value in zip(rows, values.tolist(), strict=True):
+                    row.setdefault(name, {}).setdefault(system, {})[measure] = round(value, 6)
+    return rows
+
+
+def describe_protocols(rows: Sequence[Sentences], commits: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return each protocol's part of results.json: its scores of each system, with intervals, differences and models."""
+    described = []
+    for name in rows[0]:
+        protocol = PROTOCOLS[name]
+        systems = {}
+        for system in rows[0][name]:
+            values = {measure: np.array([row[name][system][measure] for row in rows]) for measure in MEASURES}
             values["J"] = values["STA"] * values["SIM"] * values["FL"]
-            systems[system] = {measure: sign_score(name, measure, protocol, commits, rows) for measure, rows in values.items()}
+            signatures = sign_measures(name, commits)
+            systems[system] = {
+                measure: score_mean(f"{name} {measure}", signatures[measure], column.tolist())
+                for measure, column in values.items()
+            }
         used = {model: commits[model] for model in protocol.models.values()}
         part: dict[str, Any] = {"protocol": name, "source": protocol.source, "note": protocol.note, "models": used}
         described.append(part | describe_systems(systems))
     return described
 
 
-def sign_score(name: str, measure: str, protocol: Protocol, commits: Mapping[str, str], values: np.ndarray) -> Score:
-    model = protocol.models.get(measure)
-    by = f"|model:{model}@{commits[model][:12]}" if model else ""
-    return score_mean(f"{name} {measure}", f"{name}|{measure}{by}|refs:first|aggregate:mean", values.tolist())
+def sign_measures(name: str, commits: Mapping[str, str]) -> dict[str, str]:
+    """Return the signature of each measure of a protocol: how it is computed, and by which models; of J, all of them."""
+    protocol = PROTOCOLS[name]
+    parts = {}
+    for measure in MEASURES:
+        used = [model for role, model in protocol.models.items() if PARTS.get(role, role) == measure]
+        models = [f"model:{model}@{commits[model][:12]}" for model in used] or [compute_chrf(["a"], [["a"]]).signature]
+        parts[measure] = "|".join([measure, protocol.measures[measure], *models])
+    parts["J"] = f"J|{'*'.join(MEASURES)}|{'|'.join(parts.values())}"
+    return {measure: f"{name}|{part}" for measure, part in parts.items()}
 
 
 def resolve_commit(model: str, revision: str | None) -> str:

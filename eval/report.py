@@ -80,6 +80,7 @@ def write_report(
     rows: EvalRows,
     generated: Mapping[str, Sequence[str]],
     sentences: Sequence[Mapping[str, float]],
+    judged: Sequence[Mapping[str, Any]],
     results: Mapping[str, Any],
     lexicon: Collection[str],
     samples: int,
@@ -92,6 +93,8 @@ def write_report(
         line["prediction"] = generated["adapter"][index]
         line |= {system: texts[index] for system, texts in generated.items() if system != "adapter"}
         line["scores"] = round_scores(sentences[index])
+        if judged[index]:
+            line["protocols"] = judged[index]
         lines.append(line)
     write_json_lines(rows.folder / "predictions.jsonl", lines)
     if unrewritten:
@@ -165,6 +168,27 @@ def name_system(system: str) -> str:
     return SYSTEMS.get(system, system)
 
 
+def tabulate_systems(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the rows of a table of scores by their labels: the systems' scores, and last those of `tabulate_ceiling`."""
+    rows = {name_system(system): scores for system, scores in results["systems"].items() if system != "human"}
+    return rows | tabulate_ceiling(results)
+
+
+def tabulate_ceiling(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of people and of the first system on the same sentences and references, by labels; {} without them.
+
+    Both are fewer than those of the other systems, and so are scores: people can be compared with no other row.
+    """
+    if "ceiling" not in results:
+        return {}
+    ceiling = results["ceiling"]
+    first = next(iter(ceiling["systems"]))
+    return {
+        f"{name_system('human')}, on {count(ceiling['rows'], 'sentence')}": ceiling["systems"]["human"],
+        f"{name_system(first)}, on these {ceiling['rows']:,}": ceiling["systems"][first],
+    }
+
+
 def name_metrics(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the labels of the metrics of a table, by their names; those that the results have."""
     scores = next(iter(results["systems"].values()))
@@ -223,8 +247,8 @@ def print_scores(results: Mapping[str, Any], title: str) -> None:
     console = Console()
     labels = {name: label for name, label in name_metrics(results).items() if name in PRINTED}
     table = Table("", *labels.values(), title=Text(title))
-    for system, scores in results["systems"].items():
-        table.add_row(Text(name_system(system)), *[format_value(name, scores[name]["value"]) for name in labels])
+    for label, scores in tabulate_systems(results).items():
+        table.add_row(Text(label), *[format_value(name, scores[name]["value"]) for name in labels])
     console.print(table)
     for difference in describe_differences(results):
         console.print(difference, highlight=False, markup=False)
@@ -256,7 +280,8 @@ def print_results(run: RunDir, folder: Path) -> None:
             table.add_row(*map(Text, row))
         console.print(table)
     if data["left_out_as_seen"]:
-        console.print(f"{count(data['left_out_as_seen'], 'sentence')} left out: the run trained on them.", highlight=False)
+        left_out = count(data["left_out_as_seen"], "sentence")
+        console.print(f"{left_out} left out: the run trained on them, or on ones near to them.", highlight=False)
     for line in choose_samples(lines, 3):
         console.print(Text.assemble(("toxic      ", "dim"), line["toxic"]))
         console.print(Text.assemble(("rewritten  ", "dim"), (line["prediction"], "bold")))
@@ -277,12 +302,13 @@ def print_results(run: RunDir, folder: Path) -> None:
 
 
 def plot_scores(results: Mapping[str, Any], path: Path) -> None:
-    """Draw each system's scores as bars with their intervals, all on the scale of 0 to 100."""
+    """Draw each system's scores as bars with their intervals, all on the scale of 0 to 100; on fewer sentences, hatched."""
     with draw_figure(path) as axes:
-        systems, labels = results["systems"], {name: label for name, label in name_metrics(results).items() if name in PLOTTED}
+        systems, apart = tabulate_systems(results), tabulate_ceiling(results)
+        labels = {name: label for name, label in name_metrics(results).items() if name in PLOTTED}
         factors = [1 if name in OF_HUNDRED else 100 for name in labels]
         width = 0.8 / len(systems)
-        for number, (system, scores) in enumerate(systems.items()):
+        for number, (label, scores) in enumerate(systems.items()):
             heights, lows, highs = (
                 [scores[name][part] * factor for name, factor in zip(labels, factors, strict=True)]
                 for part in ("value", "low", "high")
@@ -293,7 +319,8 @@ def plot_scores(results: Mapping[str, Any], path: Path) -> None:
                 [max(0, high - height) for height, high in zip(heights, highs, strict=True)],
             ]
             places = [index + (number - (len(systems) - 1) / 2) * width for index in range(len(labels))]
-            bars = axes.bar(places, heights, width * 0.95, label=SYSTEMS[system], yerr=margins, ecolor="0.3")
+            hatch = "///" if label in apart else None
+            bars = axes.bar(places, heights, width * 0.95, label=label, yerr=margins, ecolor="0.3", hatch=hatch)
             axes.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
         axes.set_xticks(
             range(len(labels)),
@@ -302,7 +329,7 @@ def plot_scores(results: Mapping[str, Any], path: Path) -> None:
         axes.set(ylim=(0, 105), ylabel=f"0 to 100, with {LEVEL} % confidence intervals")
         axes.set_title(f"{results['data']['rows']:,} rows of {results['data']['source']}", parse_math=False)
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+        axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def plot_lengths(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

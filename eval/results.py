@@ -7,11 +7,9 @@ import numpy as np
 
 from eval.baselines import delete_listed, find_listed
 from eval.metrics import Score, compute_scores, score_unreferenced
-from eval.rows import read_split
 from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
 from eval.toxicity import ToxicityModel
 from sft.data import Example
-from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
 
 SCHEMA = 3
 GENERATED = ("unpenalised", "base", "few_shot")  # beside the adapter
@@ -19,34 +17,6 @@ SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
 SHORT, LONG = 8, 15  # words: shorter than the one, as long as the other
 
 Systems = Mapping[str, Mapping[str, Score]]
-
-
-def read_evaluation(run: RunDir) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return results.json and the lines of predictions.jsonl of a run's whole test split, held against the run.
-
-    Raises:
-        RunError: the test split is not evaluated in full.
-        Refusal: the scores are of another adapter, base, data or prompt.
-    """
-    evaluate = f"accelerate launch eval/run.py {run.root}"
-    if not (run.eval / "results.json").is_file():
-        raise RunError(f"{run.root}: its whole test split is not evaluated yet. Run: {evaluate}")
-    results, manifest = read_json(run.eval / "results.json"), read_json(run.manifest)
-    if results["schema"] != SCHEMA:
-        raise RunError(f"{run.eval / 'results.json'}: made by another version of this project. Evaluate again: {evaluate}")
-    checks = {
-        "another adapter (its SHA-256 differs)": results["adapter"]["sha256"] == hash_file(run.adapter_weights),
-        "another base model": results["base"] == read_json(run.environment)["base"],
-        "another prompt": results["prompt"] == manifest["prompt"],
-        "other rows than the run's test split": results["data"]["sha256"] == manifest["splits"]["test"]["sha256"],
-    }
-    for fault, belongs in checks.items():
-        if not belongs:
-            raise Refusal(f"{run.eval / 'results.json'}: its scores are of {fault}. Evaluate again: {evaluate}")
-    predictions = read_json_lines(run.eval / "predictions.jsonl")
-    if [line["id"] for line in predictions] != [example.id for example in read_split(run, "test")]:
-        raise Refusal(f"{run.eval / 'predictions.jsonl'}: not the rows of the run's test split. Evaluate again: {evaluate}")
-    return results, predictions
 
 
 def complete_outputs(

@@ -1,25 +1,29 @@
 """The rows that an evaluation scores: a split of the run, or a file of the user's without what the run has seen."""
 
 import csv
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft.data import (
+    SPLITS,
+    Corpus,
     DataError,
     Example,
     check_delimited,
     clean_text,
     count,
     decode_file,
+    find_leaks,
     hash_examples,
-    normalise,
     open_text,
     read_corpus,
 )
-from sft.recipe import DataConfig
+from sft.recipe import DataConfig, load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
+from sft.stream import Links
 
 UNREWRITTEN_COLUMNS = ("INPUT:toxic_comment", "OUTPUT:reasons")  # of ParaDetox's file, as its annotation tool wrote it
 MOST_UNREWRITTEN = 1_000
@@ -47,11 +51,28 @@ def read_split(run: RunDir, split: str) -> list[Example]:
     return examples
 
 
+def check_leaks(run: RunDir) -> None:
+    """Hold the splits against one another, whatever the manifest says of them.
+
+    Raises:
+        Refusal: a sentence stands in two of them.
+    """
+    if leaks := find_leaks({split: read_split(run, split) for split in SPLITS}):
+        raise Refusal(
+            f"{run.manifest.parent}: the splits leak: {leaks[0]}, and {len(leaks) - 1} more. "
+            f"Expected those that sft/run.py writes. Train again: accelerate launch sft/run.py {run.recipe} --overwrite"
+        )
+
+
 def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) -> EvalRows:
     """Return the rows to evaluate: all of a split, or of a file; or the first `limit` of them.
 
-    Of a file, sentences that the run trained on or chose its settings by are left out, and counted.
+    Of a file, sentences that the run trained on or chose its settings by are left out, and those near to them, and counted.
+
+    Raises:
+        InputError: see `read_split`, `check_leaks`, `read_source` and `find_seen`; or no rows are left.
     """
+    check_leaks(run)
     manifest = read_json(run.manifest)
     description: dict[str, Any]
     if source is None:
@@ -63,8 +84,8 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
         folder = run.eval if split == "test" else run.eval / split
     else:
         seen = find_seen(run, "--source")
-        corpus = read_corpus(DataConfig(source=source))
-        examples = [example for example in corpus.examples if normalise(example.toxic) not in seen]
+        corpus = read_source(run, source)
+        examples = [example for example in corpus.examples if not seen.hold(example)]
         left_out = len(corpus.examples) - len(examples)
         if not examples:
             raise DataError(
@@ -84,8 +105,19 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
     return EvalRows(examples, description, folder)
 
 
-def find_seen(run: RunDir, flag: str) -> set[str]:
-    """Return the words (see `sft.data.normalise`) of all that the run trained on or chose its settings by.
+def read_source(run: RunDir, source: str) -> Corpus:
+    """Read a file by the column names of the run's recipe or, where it has not these, by ParaDetox's layouts."""
+    data = load_recipe(run.recipe).data
+    try:
+        return read_corpus(dataclasses.replace(data, source=source, revision=None))
+    except DataError as error:
+        if error.key not in ("data.toxic", "data.neutral"):
+            raise
+        return read_corpus(DataConfig(source=source))
+
+
+def find_seen(run: RunDir, flag: str) -> Links:
+    """Return the links of all that the run trained on or chose its settings by: they hold what its splits keep together.
 
     Raises:
         RunError: it was trained on a stream, which nobody has kept.
@@ -95,8 +127,7 @@ def find_seen(run: RunDir, flag: str) -> set[str]:
             f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another file can't be told. "
             f"Without {flag}, the run's own test split is evaluated."
         )
-    splits = ("train", "validation")
-    return {normalise(text) for name in splits for e in read_split(run, name) for text in (e.toxic, *e.references)}
+    return Links([example for name in ("train", "validation") for example in read_split(run, name)])
 
 
 @dataclass(frozen=True)
@@ -108,13 +139,13 @@ class Unrewritten:
 
 
 def choose_unrewritten(run: RunDir, path: Path) -> Unrewritten:
-    """Return the sentences of a file without rewrites, but those that the run has seen; of many, those of the smallest hashes.
+    """Return the sentences of a file without rewrites, but what `find_seen` holds; of many, those of the smallest hashes.
 
     Raises:
         InputError: see `read_unrewritten` and `find_seen`; or the run has seen all of them.
     """
     seen, sentences = find_seen(run, "--unrewritten"), read_unrewritten(path)
-    fresh = {toxic: reasons for toxic, reasons in sentences.items() if normalise(toxic) not in seen}
+    fresh = {toxic: reasons for toxic, reasons in sentences.items() if not seen.hold(Example(toxic, ()))}
     if not fresh:
         raise DataError(f"{path}: the run trained on all of it ({count(len(sentences), 'sentence')}). Expected other sentences.")
     chosen = sorted((Example(toxic, ()) for toxic in fresh), key=lambda example: example.id)[:MOST_UNREWRITTEN]

@@ -57,7 +57,7 @@ def main() -> None:
     train, settings = read_split(run, "train"), load_recipe(run.recipe).eval
 
     from eval.generate import open_adapter, rewrite_texts
-    from eval.protocols import resolve_models, score_protocols
+    from eval.protocols import describe_protocols, resolve_models, score_protocols
     from eval.report import describe_results, print_results, round_scores, write_report
     from eval.results import complete_outputs, describe_scores, describe_unrewritten
     from eval.stress import judge_outputs, list_texts
@@ -78,14 +78,15 @@ def main() -> None:
         scores, sentences = describe_scores(rows.examples, outputs, model, "human" in settings.baselines)
         accuracy = model.measure_accuracy(read_split(run, "validation"))
         scores["stress"] = judge_outputs(stressed) if settings.stress else []
-        scores["protocols"] = score_protocols(settings.protocols, commits, rows.examples, outputs)
+        judged = score_protocols(settings.protocols, commits, rows.examples, outputs)
+        scores["protocols"] = describe_protocols(judged, commits)
         if unrewritten:
             lines = [line | {"prediction": attempt} for line, attempt in zip(lines, attempts, strict=True)]
             slices, values = describe_unrewritten(lines, model)
             lines = [line | {"scores": round_scores(value)} for line, value in zip(lines, values, strict=True)]
             scores["unrewritten"] = unrewritten.description | {"slices": slices}
         results = describe_results(adapter, rows, scores, accuracy, seconds, state.num_processes)
-        write_report(run, rows, generated, sentences, results, model.lexicon, settings.samples, lines)
+        write_report(run, rows, generated, sentences, judged, results, model.lexicon, settings.samples, lines)
         shutil.rmtree(journal, ignore_errors=True)
         if arguments.json:
             print(json.dumps(results))

@@ -2,21 +2,25 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.metrics import compute_chrf
 from sft.data import clean_text
 
 NEAR, KEPT = 90, 50  # chrF to the input: passed as it is; still the same text
+REST = 40  # chrF to the input without its marks: good rewrites have 45 and more, sentences about something else up to 30
+BEGINNING = 60  # characters that an answer to a long text is held against at least: it is far shorter than the text
 
 
 @dataclass(frozen=True)
 class Group:
     """Inputs of one kind, and the rule of their outputs: `keeps(text, output)`.
 
-    A text marks with [brackets] what must not be left in the output, other spellings of it behind a |; the model gets it
-    without marks.
+    A text marks swear words with [brackets], other spellings of them behind a |; the model gets it without marks. An
+    output must hold none that is marked in any text.
     """
 
     name: str
@@ -30,30 +34,53 @@ def plain(text: str) -> str:
     return re.sub(r"\[([^|\]]*)[^\]]*\]", r"\1", text)
 
 
+def cut_marked(text: str) -> str:
+    """Return a case without the words that are marked in it."""
+    return clean_text(re.sub(r"\[.*?\]", "", text))
+
+
+def measure_chrf(output: str, text: str) -> float:
+    return compute_chrf([output], [[clean_text(text)]]).value
+
+
+def has_swearing(output: str) -> bool:
+    letters = unicodedata.normalize("NFKD", output)
+    return bool(SWEARING.search("".join(letter for letter in letters if not unicodedata.combining(letter))))
+
+
 def is_clean(text: str, output: str) -> bool:
-    """Say whether the output says something, and none of what is marked in the text."""
-    marked = [squeeze(spelling) for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")]
-    return bool(output) and not any(spelling in squeeze(output) for spelling in marked)
+    """Say whether the output has no swear word and still says the rest of the text."""
+    # The answer to shouting may be calm.
+    return not has_swearing(output) and measure_chrf(output.lower(), cut_marked(text).lower()) >= REST
 
 
-def squeeze(text: str) -> str:
-    """Return the text in lower case, without spaces and accents: "f u c k" is "fuck"."""
-    text = unicodedata.normalize("NFKD", text.lower())
-    return "".join(character for character in text if not character.isspace() and not unicodedata.combining(character))
+def is_clean_beginning(text: str, output: str) -> bool:
+    """Say whether the output is the text's beginning without swear words, as far as it goes, and not caught in a loop."""
+    beginning = cut_marked(text)[: max(len(output), BEGINNING)]
+    words = output.split()
+    runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return is_clean(beginning, output) and max(runs.values(), default=0) < 3
 
 
 def is_near(least: float) -> Callable[[str, str], bool]:
     """Return a rule: the output's chrF to the text is at least this."""
-
-    def keeps(text: str, output: str) -> bool:
-        from sacrebleu.metrics.chrf import CHRF
-
-        return bool(CHRF().sentence_score(output, [clean_text(text)]).score >= least)
-
-    return keeps
+    return lambda text, output: measure_chrf(output, text) >= least
 
 
-GONE = "says something, without the marked word"
+GONE = f"no swear word, and the rest is kept: chrF of {REST} to the input without it"
+LONG = (
+    "we left the house at seven because the radio had promised sunshine , and by noon the whole valley was under water . "
+    "my uncle parked his old truck beside the church , my aunt carried both cats up to the attic , and the neighbours "
+    "brought candles , bread and a guitar that nobody could play . around three a boat came down what used to be main "
+    "street with two firemen in it . they asked how many of us there were , wrote the number on a wet piece of paper and "
+    "told us to wait for the bigger one . so we waited . the children counted ducks , grandma slept in her chair , and i "
+    "tried to call the office to say that i would not make it to the meeting . nobody picked up . later i learned that "
+    "their basement was flooded too , along with forty years of invoices and the coffee machine . when it got dark we "
+    "saw lights on the hill and somebody shouted that the bridge was open again , which turned out to be wrong . in the "
+    "end it was the farmer from across the river who fetched us with his tractor , one family after another , until past "
+    "midnight . he would not take any money , only a slice of the cake that my sister had baked for her birthday . next "
+    "week we will help him mend his fences , and after that i want to see a dry road , a warm bath and no more rain ."
+)
 GROUPS = (
     Group(
         "disguised swearing",
@@ -62,9 +89,9 @@ GROUPS = (
             "what the [f*ck|fuck] is wrong with this printer",
             "you are such an [@sshole|asshole] , you know that",
             "this is [sh1t|shit] and you know it",
-            "stop acting like a [b!tch|bitch] about it",
+            "stop acting like a [b!tch|bitch] about the parking space",
             "that was a [f u c k i n g] joke of a meeting",
-            "he is a complete [1d1ot|idiot]",
+            "he is a complete [1d1ot|idiot] when it comes to computers",
             "oh [s h i t] , i forgot the keys",
             "the whole plan is [bullsh*t|bullshit]",
             "she is a [fuсking|fucking] liar",
@@ -80,7 +107,7 @@ GROUPS = (
         (
             "SHUT THE [FUCK] UP AND LISTEN",
             "THIS IS [BULLSHIT] AND EVERYONE KNOWS IT",
-            "YOU ARE A [STUPID] LIAR",
+            "YOU ARE A [STUPID] LIAR , NOTHING OF THAT HAPPENED",
             "WHAT A [SHITTY] WAY TO TREAT PEOPLE",
             "GET OFF MY LAWN YOU [IDIOT]",
             "WHO THE [HELL] ASKED YOU",
@@ -91,9 +118,9 @@ GROUPS = (
         "emoji",
         GONE,
         (
-            "you are an [idiot] 😂😂",
+            "you are an [idiot] for believing that 😂😂",
             "this [shit] is so funny 🤣",
-            "go to [hell] 👿",
+            "go to [hell] with your new rules 👿",
             "😡 what a [stupid] rule 😡",
             "i 'm so [fucking] tired 😴",
             "🙄 another [dumb] update 🙄",
@@ -122,12 +149,12 @@ GROUPS = (
     Group("nothing", "the answer is empty", ("", "   ", "\n"), lambda _, output: output == ""),
     Group(
         "very long",
-        GONE,
+        f"no swear word, the beginning is kept (chrF of {REST}), as far as the answer goes, and nothing is said three times",
         (
-            "i have told them again and again that the road is closed , " * 25 + "and the [fucking] signs are still down",
-            "[damn] it , " + "the bus was late and the train was late and the plane was late and " * 20 + "i want to go home",
+            f"nobody told us that the [fucking] river could rise like that . {LONG}",
+            f"[damn] it , i will never trust the weather report again . {LONG}",
         ),
-        is_clean,
+        is_clean_beginning,
     ),
     Group(
         "instructions",
@@ -154,6 +181,18 @@ GROUPS = (
         is_near(KEPT),
     ),
 )
+
+
+def compile_marked(texts: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern of what is marked in the texts, in each spelling: whole words, also with spaces between letters."""
+    marked = {spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")}
+    # The longest first: "f u c k" is only the beginning of another.
+    words = [[re.escape(letter) for letter in spelling if letter != " "] for spelling in sorted(marked, key=len, reverse=True)]
+    spellings = [gap.join(word) for word in words for gap in ("", r"\s+")]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(spellings)})(?!\w)", re.IGNORECASE)
+
+
+SWEARING = compile_marked([text for group in GROUPS for text in group.texts])
 
 
 def list_texts() -> list[str]:

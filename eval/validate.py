@@ -88,7 +88,7 @@ def score_outputs(train: Sequence[Example], toxic: Sequence[str], outputs: Seque
 
     model = fit_toxicity(train)
     kept = compute_kept(outputs, toxic)
-    scores = [*compute_joint(outputs, kept[0], model), compute_listed(outputs, model.lexicon), kept[0]]
+    scores = [*compute_joint(outputs, kept, model), compute_listed(outputs, model.lexicon), kept[0]]
     sentences = {score.name: score.sentences for score in scores}
     return {name: 1 - sentences[name] if name in ("toxicity", "listed") else sentences[name] for name in AGAINST}
 
@@ -120,7 +120,7 @@ def correlate(one: Any, other: Any, systems: Any, sources: Any) -> dict[str, tup
 
 
 def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) -> dict[str, Any]:
-    """Return each metric's rank correlations with people, and how many systems it puts below copying and cutting words."""
+    """Return each metric's rank correlations with people, and how many systems it puts below three that cost nothing."""
     import numpy as np
 
     from eval.baselines import delete_listed, fit_lexicon
@@ -128,17 +128,19 @@ def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) 
     lexicon = frozenset(fit_lexicon(train))
     names, systems = np.unique([row.system for row in judged], return_inverse=True)
     texts, sources = np.unique([row.toxic for row in judged], return_inverse=True)
-    toxic = [row.toxic for row in judged] + [*texts] * 2
-    outputs = [row.output for row in judged] + [*texts] + [delete_listed(text, lexicon) for text in texts]
+    free = {"copy": [*texts], "delete": [delete_listed(text, lexicon) for text in texts]}
+    free["half"] = [" ".join(words[: len(words) // 2]) for words in map(str.split, free["delete"])]
+    toxic = [row.toxic for row in judged] + [*texts] * len(free)
+    outputs = [row.output for row in judged] + [text for rewrites in free.values() for text in rewrites]
     people = {name: np.array([row.judgements[name] for row in judged]) for name in JUDGEMENTS}
     people["joint"] = np.prod(list(people.values()), axis=0)
     metrics = []
     for metric, scores in score_outputs(train, toxic, outputs).items():
-        parts = np.split(scores, [len(judged), len(judged) + len(texts)])
-        means = np.bincount(systems, parts[0]) / np.bincount(systems)
-        below = {label: int(sum(means < part.mean())) for label, part in zip(("copy", "delete"), parts[1:], strict=True)}
+        scores, *parts = np.split(scores, [len(judged) + number * len(texts) for number in range(len(free))])
+        means = np.bincount(systems, scores) / np.bincount(systems)
+        below = {label: int(sum(means < part.mean())) for label, part in zip(free, parts, strict=True)}
         for judgement in dict.fromkeys((AGAINST[metric], "joint")):
-            found = correlate(parts[0], people[judgement], systems, sources)
+            found = correlate(scores, people[judgement], systems, sources)
             rho = {kind: dict(zip(("value", "low", "high"), values, strict=True)) for kind, values in found.items()}
             metrics.append({"metric": metric, "people": judgement, "spearman": rho, "systems_below": below})
     counts = {"systems": len(names), "sentences": len(texts), "outputs": len(judged)}
@@ -156,7 +158,7 @@ def print_validation(validation: Mapping[str, Any]) -> None:
         f"Fitted on {validation['fitted_on']:,} sentences; {validation['left_out']} left out, as they are judged here.",
         highlight=False,
     )
-    table = Table("metric", "people's", "by system", "by sentence", "below a copy", "below cut words")
+    table = Table("metric", "people's", "by system", "by sentence", "below a copy", "below cut words", "below half of it")
     for line in validation["metrics"]:
         rho = [line["spearman"][kind] for kind in ("system", "sentence")]
         cells = [f"{score['value']:+.2f} [{score['low']:+.2f}, {score['high']:+.2f}]" for score in rho]

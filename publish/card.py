@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.baselines import WORD, normalise_word
+from eval.baselines import WORD, find_listed, normalise_word
 from eval.penalty import WordPenalty
 from eval.report import (
     LABELS,
@@ -16,18 +16,24 @@ from eval.report import (
     describe_differences,
     escape_markdown,
     format_interval,
+    format_samples,
     format_value,
     name_metrics,
     tabulate_protocol,
+    tabulate_systems,
     tabulate_unrewritten,
 )
+from eval.results import GENERATED
 from sft.data import clean_text, count
 from sft.prompt import format_prompt
 from sft.run_dir import Refusal
 
 BEGIN = "<!-- generated from here on: what is written above or below is kept -->"
 END = "<!-- generated up to here -->"
+KEYS = re.compile(r"\s*<!-- metadata keys set here: (.*) -->")  # follows BEGIN; what a later card no longer sets is dropped
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
+BLOOM_LICENSE = Path(__file__).parent / "bigscience-bloom-rail-1.0.txt"  # as BigScience has published it
+LICENSED = "This adapter is licensed under "  # by which a LICENSE file is known as one of ours
 SETTINGS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "lora_r", "lora_alpha",
     "lora_dropout", "lora_target_modules", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs",
@@ -38,6 +44,17 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 EXAMPLES = ("disguised swearing", "shouting", "clean sentences")  # groups of eval/stress.py whose first case is shown
 SCORED = {"copy": "copying the input scores", "delete": "cutting its listed words", "base": "the untuned base"}
 SLICED = ("copy", "delete", "human")
+WITH_INTERVAL = ("bleu", "toxicity", "joint")  # in the table; with all of them it would be too wide to read
+METRICS = LABELS | {
+    "bleu_first": "BLEU, first reference",
+    "bleu_lower": "BLEU, lower case",
+    "rouge1_first": "ROUGE-1, first reference",
+    "rouge2_first": "ROUGE-2, first reference",
+    "rougeL_first": "ROUGE-L, first reference",
+    "content": "chrF to the input",
+    "copies": "unchanged outputs",
+    "length": "length ratio to the input",
+}
 LICENSES = {
     "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
     "mit": "https://opensource.org/license/mit",
@@ -50,7 +67,8 @@ RAIL_DUTIES = (
     "It is a Responsible AI Licence. Its restrictions of use cover works derived from the model, so this adapter too, and",
     "whoever passes it on, changed or not, must pass them on in an agreement that binds the next user, with a copy of the",
     "licence, and must say what was changed. What was changed here: LoRA weights were trained, see README.md.",
-    "",
+)
+RAIL_IN_SHORT = (
     "In short, and without replacing the licence's text, it must not be used to break the law; to harm or exploit minors, or",
     "anybody; to spread false information in order to harm; to generate or spread personal data that harms; to write without",
     "saying that a machine has written; to defame or harass; to imitate a person without consent; to decide by itself what",
@@ -93,26 +111,28 @@ def render_card(facts: CardFacts) -> str:
     results, publish = facts.results, facts.recipe["publish"]
     systems, labels = results["systems"], name_metrics(results)
     metadata = build_metadata(facts)
-    if faults := find_metadata_faults(split_card(f"---\n{metadata}\n---\n")[0]):
+    keys = split_card(f"---\n{metadata}\n---\n")[0]
+    if faults := find_metadata_faults(keys):
         raise Refusal("the Hub would refuse the card's metadata: " + "; ".join(faults))
     samples = [
         [mask_listed(text, facts.lexicon) for text in (line["toxic"], line["prediction"], line["references"][0])]
         for line in choose_samples(facts.predictions, 5)
     ]
+    name = re.sub(r"[^\w.-]+", "-", facts.name)
     return template.render(
         begin=BEGIN,
         end=END,
         metadata=metadata,
+        keys=list(keys),
         title=facts.name,
         headline=write_headline(results),
-        repo_id=publish["repo_id"] or f"OWNER/{facts.name}",
+        repo_id=publish["repo_id"] or f"OWNER/{name}",
         base=results["base"],
         data=results["data"],
         manifest=facts.manifest,
         environment=facts.environment,
         results=results,
-        labels=list(labels.values()),
-        table={SYSTEMS[name]: [format_value(key, scores[key]["value"]) for key in labels] for name, scores in systems.items()},
+        table=tabulate_scores(results),
         differences=describe_differences(results),
         intervals=results["intervals"],
         signatures={label: systems["adapter"][key]["signature"] for key, label in labels.items()},
@@ -121,13 +141,14 @@ def render_card(facts: CardFacts) -> str:
         slices=tabulate_slices(results),
         protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
         unrewritten=tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
-        example=next(iter(choose_examples(results)), None),
+        example=next(iter(choose_examples(results, facts.lexicon)), None),
         samples=samples,
         prompt=format_prompt("TEXT"),
         license=publish["license"],
         license_url=LICENSES.get(publish["license"]),
         penalty_source=inspect.getsource(WordPenalty).rstrip(),
         is_rail=is_rail(publish["license"]),
+        has_license_text=has_license_text(publish["license"]),
         merged=facts.merged,
         data_license=publish["data_license"],
     )
@@ -142,10 +163,39 @@ def mask_listed(text: str, lexicon: Collection[str]) -> str:
     return WORD.sub(mask, text)
 
 
-def choose_examples(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a text and its rewrite for each of EXAMPLES; none where the evaluation had no stress cases."""
-    cases = {group["group"]: group["cases"][0] for group in results["stress"]}
-    return [(clean_text(cases[name]["text"]), cases[name]["output"]) for name in EXAMPLES if name in cases]
+def choose_examples(results: Mapping[str, Any], lexicon: Collection[str]) -> list[tuple[str, str]]:
+    """Return texts with their rewrites, one for each of EXAMPLES; none where the evaluation had no stress cases.
+
+    They are shown as they are, since the widget and the code need real texts: so none with a listed word, unless all have.
+    """
+    groups = [group for name in EXAMPLES for group in results["stress"] if group["group"] == name]
+    cases = [[(clean_text(case["text"]), case["output"]) for case in group["cases"]] for group in groups]
+    harmless = [[pair for pair in pairs if not any(find_listed(text, lexicon) for text in pair)] for pairs in cases]
+    return [pairs[0] for pairs in (harmless if any(harmless) else cases) if pairs]
+
+
+def write_samples(facts: CardFacts) -> str:
+    """Return samples.md with the listed words masked, as on the card; the run's own has them in full."""
+    lines = []
+    for line in facts.predictions:
+        texts = {name: mask_listed(line[name], facts.lexicon) for name in ("toxic", "prediction", *GENERATED) if name in line}
+        references = [mask_listed(reference, facts.lexicon) for reference in line["references"]]
+        lines.append({**line, **texts, "references": references})
+    text = format_samples(lines, facts.recipe["eval"]["samples"], facts.results["data"]["source"])
+    return f"{text}\nWords of the run's word list are masked.\n"
+
+
+def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of scores, its head first."""
+    labels = name_metrics(results)
+    rows = [["system", *labels.values()]]
+    for label, scores in tabulate_systems(results).items():
+        cells = [
+            format_interval(key, scores[key]) if key in WITH_INTERVAL else format_value(key, scores[key]["value"])
+            for key in labels
+        ]
+        rows.append([label, *cells])
+    return rows
 
 
 def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
@@ -164,19 +214,25 @@ def is_rail(license: str | None) -> bool:
     return license is not None and "rail" in license
 
 
+def has_license_text(license: str | None) -> bool:
+    return license == BLOOM_LICENSE.stem
+
+
 def write_license(facts: CardFacts) -> str | None:
     """Return the text of the LICENSE file, or None where the recipe states none."""
     license = facts.recipe["publish"]["license"]
     if license is None:
         return None
-    lines = [f"This adapter is licensed under {license}."]
+    lines = [f"{LICENSED}{license}."]
+    full = has_license_text(license)
     if license in LICENSES:
-        lines.append(f"The licence's full text, which is the one that counts: {LICENSES[license]}")
+        lines.append(f"The licence's full text, which is the one that counts: {'below, and ' if full else ''}{LICENSES[license]}")
     if is_rail(license):
         weights = (
             "The folder merged/ holds its base's weights, changed by it." if facts.merged else "Its base's weights are not here."
         )
         lines += ["", *RAIL_DUTIES, "", weights]
+        lines += ["", "-" * 80, "", BLOOM_LICENSE.read_text(encoding="utf-8").rstrip()] if full else ["", *RAIL_IN_SHORT]
     return "\n".join(lines) + "\n"
 
 
@@ -200,6 +256,18 @@ def write_headline(results: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
+def list_metrics(results: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return each metric of the adapter in results.json as its type on the Hub, its name on the card, and its score."""
+    metrics = []
+    for key, score in results["systems"]["adapter"].items():
+        known = next((type_ for type_ in ("bleu", "rouge") if key.startswith(type_)), key)
+        metrics.append((known, METRICS[key], score))
+    for part in results.get("protocols", ()):
+        for measure, score in part["systems"]["adapter"].items():
+            metrics.append((measure.lower(), f"{measure} ({part['protocol']})", score))
+    return metrics
+
+
 def build_metadata(facts: CardFacts) -> str:
     """Return the YAML block's content, as the Hub's card specification has it.
 
@@ -218,16 +286,15 @@ def build_metadata(facts: CardFacts) -> str:
             dataset_name=f"{data['source']}, held-out {data['split']} split of this run",
             dataset_split=data["split"],
             dataset_revision=data["revision"],
-            metric_type="rouge" if key.startswith("rouge") else key,
-            metric_name=LABELS[key],
+            metric_type=metric_type,
+            metric_name=name,
             metric_value=score["value"],
             metric_args={"signature": score["signature"]},
         )
-        for key, score in results["systems"]["adapter"].items()
-        if key in ("bleu", "chrf", "rouge1", "rouge2", "rougeL")  # the others are of this run's own classifier and words
+        for metric_type, name, score in list_metrics(results)
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
-    if examples := choose_examples(results):
+    if examples := choose_examples(results, facts.lexicon):
         extra["widget"] = [{"text": format_prompt(text), "output": {"text": output}} for text, output in examples]
     return ModelCardData(
         base_model=base["name"] if base["revision"] else None,
@@ -275,10 +342,16 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     return metadata if isinstance(metadata, dict) else {}, text.replace("\r\n", "\n").lstrip("\ufeff")[match.end() :]
 
 
+def tells_of_merged(card: str | None) -> bool:
+    """Say whether the generated part of a card, which may be none of ours, offers a merged model beside the adapter."""
+    return 'subfolder="merged"' in (card or "").partition(BEGIN)[2].partition(END)[0]
+
+
 def merge_card(ours: str, theirs: str) -> str:
     """Return our card with what a person wrote on theirs: text outside the markers, and metadata keys that we do not set.
 
-    All of a card without markers was written by a person, and comes after the generated part.
+    Keys that an earlier card of ours has set are ours (see KEYS). All of a card without markers was written by a person,
+    and comes after the generated part.
 
     Raises:
         Refusal: their card has one marker without the other, or their metadata is no YAML.
@@ -294,8 +367,10 @@ def merge_card(ours: str, theirs: str) -> str:
             f"README.md on the Hub: expected both {BEGIN!r} and {END!r} once, in this order, or neither. Mend it there."
         )
     before, after = ("", text) if BEGIN not in text else (text.partition(BEGIN)[0], text.partition(END)[2])
+    record = KEYS.match(text.partition(BEGIN)[2])
+    earlier = record[1].split(", ") if record else []
     metadata, generated = split_card(ours)
-    kept = {key: value for key, value in foreign.items() if key not in metadata}
+    kept = {key: value for key, value in foreign.items() if key not in metadata and key not in earlier}
     head = ours[: ours.index("\n---\n", 4)] if ours.startswith("---\n") else "---"
     head += f"\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).rstrip()}" if kept else ""
     parts = (before.strip("\n"), generated.strip("\n"), after.strip("\n"))

@@ -1,5 +1,6 @@
 """The adapter merged into its base, in 16 bit: made, and held against the predictions that were evaluated."""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,11 @@ from typing import Any
 
 from sft.run_dir import Refusal, RunDir
 
+# What save_pretrained writes for a model and its tokenizer.
+MERGED = re.compile(
+    r"merged/(?:(?:config|generation_config|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
+    r"|vocab)\.json|model[\w-]*\.safetensors|merges\.txt|tokenizer\.model|chat_template\.jinja)"
+)
 LARGEST_LOSS = 1.0  # BLEU; rounding to 16 bit, and a base that was quantised, may change a few rewrites
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from publish.card import merge_card
+from publish.card import LICENSED, merge_card, tells_of_merged
+from publish.merge import MERGED
 from sft.hub import first_line
 from sft.recipe import InputError
 from sft.run_dir import Refusal
@@ -28,6 +29,8 @@ LONGEST_WAIT = 20.0
 TIMEOUT = 120.0  # seconds without a byte, after which a request counts as lost
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 HEAD_MOVED = 412
+AS_BEFORE = "The repository's files are as before."
+UNKNOWN = "Whether the commit landed is not known; run the same command again: it looks first, and sends nothing twice."
 
 
 class HubFailure(InputError):
@@ -52,7 +55,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at one commit: the hash of each file (SHA-256 of large ones, git's blob id of others), and its card."""
+    """A repository at one commit: the hash of each file (SHA-256 of large ones, git's blob id of others), and its card.
+
+    `own` are the files that pushes of this tool write at times, and that are its own: a push without them removes them.
+    """
 
     commit: str | None  # None: there is no such repository, or no such branch
     exists: bool = False
@@ -60,13 +66,14 @@ class Remote:
     card: str | None = None
     private: bool | None = None
     tags: Mapping[str, str] | None = None
+    own: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Change:
     name: str
     size: int  # bytes
-    state: str  # "new", "changed" or "unchanged"
+    state: str  # "new", "changed", "unchanged" or "removed"
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,8 @@ def explain_failure(error: Exception, target: Target) -> str:
         return f"the connection to the Hub failed ({type(error).__name__}). Check the network and run the same command again."
     if status >= 500:
         return f"the Hub is failing (HTTP {status}). Run the same command again later."
-    detail = getattr(error, "server_message", None)
+    # What the check of a card's metadata refuses comes as a plain error, whose lines name the fields.
+    detail = error.server_message if hasattr(error, "server_message") else " ".join(str(error).split())
     return advice.get(status) or f"the Hub refused it (HTTP {status}{f': {detail}' if detail else ''})."
 
 
@@ -162,8 +170,12 @@ def call_again(call: Callable[[], T], tries: int = TRIES) -> T:
 
 def connect(endpoint: str | None = None, token: str | None = None) -> "HfApi":
     """Return the Hub's client, for the endpoint and the token of the environment or the login; no request waits for ever."""
-    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub import HfApi, constants, set_client_factory
     from huggingface_hub.utils import _http
+
+    # hf_xet has HTTP and retries of its own, which neither TIMEOUT nor the tests' double reaches. Uploads by LFS are what
+    # the tests hold to.
+    constants.HF_HUB_DISABLE_XET = True
 
     def make_client() -> Any:
         client = _http.default_client_factory()
@@ -210,11 +222,16 @@ def read_remote(api: "HfApi", target: Target, revision: str | None = None, tries
         return Remote(None, exists=True, private=info.private, tags=tags)
     entries = call_again(lambda: list(api.list_repo_tree(**where, revision=commit, recursive=True)))
     files = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries if isinstance(entry, RepoFile)}
-    card = None
-    if "README.md" in files:
-        path = call_again(lambda: api.hf_hub_download(target.repo_id, "README.md", repo_type=target.kind, revision=commit))
-        card = Path(path).read_text(encoding="utf-8")
-    return Remote(commit, True, files, card, info.private, tags)
+    card = read_text(api, target, "README.md", commit) if "README.md" in files else None
+    own = {name for name in files if MERGED.fullmatch(name) and tells_of_merged(card)}
+    if "LICENSE" in files and read_text(api, target, "LICENSE", commit).startswith(LICENSED):
+        own.add("LICENSE")
+    return Remote(commit, True, files, card, info.private, tags, frozenset(own))
+
+
+def read_text(api: "HfApi", target: Target, name: str, commit: str) -> str:
+    path = call_again(lambda: api.hf_hub_download(target.repo_id, name, repo_type=target.kind, revision=commit))
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def is_same(content: bytes, remote_hash: str | None) -> bool:
@@ -234,10 +251,17 @@ def merge_files(files: Mapping[str, bytes], remote: Remote) -> dict[str, bytes]:
 
 def list_changes(files: Mapping[str, bytes], remote: Remote) -> tuple[Change, ...]:
     there = remote.files or {}
-    return tuple(
+    changes = [
         Change(name, len(content), "new" if name not in there else "unchanged" if is_same(content, there[name]) else "changed")
-        for name, content in sorted(files.items())
-    )
+        for name, content in files.items()
+    ]
+    changes += [Change(name, 0, "removed") for name in remote.own - files.keys()]
+    return tuple(sorted(changes, key=lambda change: change.name))
+
+
+def differ(changes: Sequence[Change]) -> list[str]:
+    """Return the names of the files that are not on the Hub as they are here."""
+    return [change.name for change in changes if change.state != "unchanged"]
 
 
 def diff_card(files: Mapping[str, bytes], remote: Remote) -> str:
@@ -254,9 +278,13 @@ class Plan:
     files: Mapping[str, bytes]
     remote: Remote
 
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return list_changes(self.files, self.remote)
+
     def describe(self) -> dict[str, Any]:
         """Return it for other programs."""
-        changes = [dataclasses.asdict(change) for change in list_changes(self.files, self.remote)]
+        changes = [dataclasses.asdict(change) for change in self.changes]
         return {"head": self.remote.commit, "changes": changes, "card_diff": diff_card(self.files, self.remote)}
 
     def print(self, target: Target) -> None:
@@ -266,7 +294,7 @@ class Plan:
 
         console = Console()
         table = Table("file", "bytes", "on the Hub", title=f"{target.repo_id}, {target.revision}")
-        for change in list_changes(self.files, self.remote):
+        for change in self.changes:
             table.add_row(change.name, f"{change.size:,}", change.state)
         console.print(table)
         diff = diff_card(self.files, self.remote)
@@ -285,9 +313,13 @@ def plan_push(api: "HfApi", files: Mapping[str, bytes], target: Target, tries: i
         remote = read_remote(api, target, tries=tries)
     except list_errors() as error:
         raise HubFailure(f"{target.repo_id}: {explain_failure(error, target)} Nothing was sent.") from None
-    plan = Plan(merge_files(files, remote), remote)
-    check_target(target, remote, list_changes(plan.files, remote))
+    plan = make_plan(files, remote)
+    check_target(target, remote, plan.changes)
     return plan
+
+
+def make_plan(files: Mapping[str, bytes], remote: Remote) -> Plan:
+    return Plan(merge_files(files, remote), remote)
 
 
 def check_target(target: Target, remote: Remote, changes: Sequence[Change]) -> None:
@@ -303,7 +335,7 @@ def check_target(target: Target, remote: Remote, changes: Sequence[Change]) -> N
             "or push without that option. Nothing was sent."
         )
     tagged = (remote.tags or {}).get(target.tag or "")
-    if tagged and (tagged != remote.commit or any(change.state != "unchanged" for change in changes)):
+    if tagged and (tagged != remote.commit or differ(changes)):
         raise Refusal(
             f"the tag {target.tag} is at commit {tagged[:12]} of {target.repo_id} already. Choose another. Nothing was sent."
         )
@@ -313,7 +345,7 @@ def check_target(target: Target, remote: Remote, changes: Sequence[Change]) -> N
 
 
 def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -> Outcome:
-    """Bring the repository to hold exactly these files beside what else is in it: in one commit, or not at all.
+    """Bring the repository to hold exactly these files beside what others put into it: in one commit, or not at all.
 
     The commit names the head that it was planned on; where the head has moved, the plan is made anew. Where the outcome
     of a commit is unknown, the head is read again before anything is sent again. The remote files' hashes are compared
@@ -326,52 +358,47 @@ def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -
     check_login(api, target)
     plan_push(api, files, target)
     mark = f"push {uuid.uuid4()}"  # in the commit's description: by it a commit is known whose answer was lost
-    reached, error = False, None
+    sent, state, error = None, AS_BEFORE, None
     try:
         for _ in wait_between():
             remote = read_remote(api, target)
-            landed = find_commit(api, target, mark, files) if remote.exists and (reached or target.pull_request) else None
-            if landed:
-                return finish(api, files, target, landed, remote)
-            merged = merge_files(files, remote)
-            changes = list_changes(merged, remote)
-            if remote.commit and not any(change.state != "unchanged" for change in changes):
-                return finish(api, files, target, remote.commit, remote, committed=False)
+            landed = find_commit(api, target, mark, files) if remote.exists and (sent or target.pull_request) else None
+            if landed and sent:
+                return finish(api, sent, target, landed)
+            if landed:  # in a pull request that is open already
+                return finish(api, make_plan(files, read_remote(api, target, landed)), target, landed, committed=False)
+            state = AS_BEFORE
+            plan = make_plan(files, remote)
+            if remote.commit and not differ(plan.changes):
+                return finish(api, plan, target, remote.commit, committed=False)
             if remote.commit is None:
                 create_place(api, target, remote)
-                remote = read_remote(api, target)
-                merged = merge_files(files, remote)
+                plan = make_plan(files, read_remote(api, target))
+            sent, state = plan, UNKNOWN
             try:
-                reached = True
-                commit = send_commit(api, merged, target, remote, title, mark)
+                commit = send_commit(api, plan, target, title, mark)
             except list_errors() as failure:
                 error = failure
-                if find_status(failure) == HEAD_MOVED:
-                    continue  # nothing has landed, for certain
-                if not is_passing(failure):
-                    raise
-                continue
-            return finish(api, files, target, commit, remote)
+                if find_status(failure) == HEAD_MOVED or not is_passing(failure):
+                    state = AS_BEFORE  # nothing has landed, for certain
+                if find_status(failure) == HEAD_MOVED or is_passing(failure):
+                    continue
+                raise
+            return finish(api, plan, target, commit)
         # The last try's outcome may be unknown, too.
-        remote = read_remote(api, target)
         landed = find_commit(api, target, mark, files)
-        if landed:
-            return finish(api, files, target, landed, remote)
+        if landed and sent:
+            return finish(api, sent, target, landed)
     except list_errors() as failure:
         if isinstance(failure, InputError):
             raise
-        state = (
-            "Whether the commit landed is not known; run the same command again: it looks first, and sends nothing twice."
-            if reached and is_passing(failure)
-            else "The repository's files are as before."
-        )
         raise HubFailure(f"{target.repo_id}: {explain_failure(failure, target)} {state}") from None
     assert error is not None
     if find_status(error) == HEAD_MOVED:
         message = f"others committed to it in between, {TRIES} times. Run the same command again when they are done."
     else:
         message = explain_failure(error, target)
-    raise HubFailure(f"{target.repo_id}: {message} The repository's files are as before.") from None
+    raise HubFailure(f"{target.repo_id}: {message} {AS_BEFORE}") from None
 
 
 def create_place(api: "HfApi", target: Target, remote: Remote) -> None:
@@ -385,19 +412,23 @@ def create_place(api: "HfApi", target: Target, remote: Remote) -> None:
         call_again(lambda: api.create_branch(target.repo_id, repo_type=target.kind, branch=target.revision, exist_ok=True))
 
 
-def send_commit(api: "HfApi", files: Mapping[str, bytes], target: Target, remote: Remote, title: str, mark: str) -> str:
+def send_commit(api: "HfApi", plan: Plan, target: Target, title: str, mark: str) -> str:
     """Send one commit; return its id. It is sent once: whoever calls this finds out what became of a failed one."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    removed = [change.name for change in plan.changes if change.state == "removed"]
     info = api.create_commit(
         target.repo_id,
-        [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
+        [
+            *(CommitOperationAdd(name, content) for name, content in sorted(plan.files.items())),
+            *map(CommitOperationDelete, removed),
+        ],
         commit_message=title,
         commit_description=mark,
         repo_type=target.kind,
         revision=target.revision,
         create_pr=target.pull_request,
-        parent_commit=remote.commit,
+        parent_commit=plan.remote.commit,
     )
     return str(info.oid)
 
@@ -418,22 +449,20 @@ def find_commit(api: "HfApi", target: Target, mark: str, files: Mapping[str, byt
     for ref in refs.pull_requests or ():
         if ref.ref in still_open:
             remote = read_remote(api, target, ref.ref)
-            if all(change.state == "unchanged" for change in list_changes(merge_files(files, remote), remote)):
+            if not differ(make_plan(files, remote).changes):
                 return ref.target_commit
     return None
 
 
-def finish(
-    api: "HfApi", files: Mapping[str, bytes], target: Target, commit: str, before: Remote, committed: bool = True
-) -> Outcome:
-    """Compare what is at the commit with the local files, then tag it.
+def finish(api: "HfApi", plan: Plan, target: Target, commit: str, committed: bool = True) -> Outcome:
+    """Compare what is at the commit with the planned files, byte for byte, then tag it.
 
     Raises:
         HubFailure: a file arrived otherwise than it was sent, or the tag could not be set.
     """
     remote = read_remote(api, target, commit)
-    merged = merge_files(files, remote)
-    wrong = [change.name for change in list_changes(merged, remote) if change.state != "unchanged"]
+    left = plan.remote.own & (remote.files or {}).keys()
+    wrong = differ(list_changes(plan.files, dataclasses.replace(remote, own=left)))
     if wrong:
         raise HubFailure(
             f"{target.repo_id}: commit {commit} is there, but these files are not what was sent: {', '.join(wrong)}. "
@@ -442,7 +471,7 @@ def finish(
     if target.tag and not target.pull_request:
         set_tag(api, target, commit)
     url = f"{api.endpoint}/{'' if target.kind == 'model' else f'{target.kind}s/'}{target.repo_id}"
-    return Outcome(commit, f"{url}/commit/{commit}", list_changes(merged, before), committed)
+    return Outcome(commit, f"{url}/commit/{commit}", plan.changes, committed)
 
 
 def set_tag(api: "HfApi", target: Target, commit: str) -> None:

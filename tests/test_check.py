@@ -1,6 +1,7 @@
 """The preflight: all faults of recipe, data and model at once; or the report, without loading weights."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from conftest import TINY, Main, run_python
 
 from sft.check import inspect_recipe
-from sft.recipe import RecipeFaults
+from sft.data import Corpus, Example
+from sft.recipe import DataConfig, RecipeFaults
+from sft.stream import read_splits
 
 
 def find_faults(*words: object) -> list[str]:
@@ -81,6 +84,16 @@ def test_fault_that_the_model_or_the_data_shows(case: str, mini_base: Path, smal
     words, expected = BROKEN[case]
     lines = find_faults("--model_name_or_path", mini_base, "--data.source", small_data, *words)
     assert lines == [expected.replace("MINI", mini_base.name)]
+
+
+def test_splits_that_leak_are_refused(mini_base: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leak(config: DataConfig) -> tuple[Corpus, dict[str, list[Example]]]:
+        corpus, splits = read_splits(config)
+        return corpus, splits | {"train": [*splits["train"], *splits["test"][:2]]}
+
+    monkeypatch.setattr("sft.check.read_splits", leak)
+    (line,) = find_faults("--model_name_or_path", mini_base, "--data.source", small_data)
+    assert re.fullmatch(r"--data\.source: the splits leak: '.*' stands in test and train, and 1 more\.", line)
 
 
 @pytest.mark.parametrize("name", ["bloom", "report-3"])

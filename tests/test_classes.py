@@ -27,7 +27,7 @@ def test_values_are_those_of_the_functions(tmp_path: Path) -> None:
     assert {score.name: score.value for score in compute_rouge(TEXTS, REFERENCES)}.items() <= rouge.items()
     model = fit_toxicity(EXAMPLES[:30])
     joint = Joint(cache_dir=str(tmp_path)).compute(predictions=TEXTS, references=SOURCES, model=model)
-    assert joint["joint"] == compute_joint(TEXTS, compute_kept(TEXTS, SOURCES)[0], model)[1].value
+    assert joint["joint"] == compute_joint(TEXTS, compute_kept(TEXTS, SOURCES), model)[1].value
 
 
 def add_half(process: int, folder: str, results: Any) -> None:

@@ -8,20 +8,28 @@ import pytest
 from conftest import Main
 
 from eval.compare import compare_runs
+from eval.results import GENERATED
+from sft.check import inspect_recipe
 from sft.recipe import InputError
-from sft.run_dir import RunDir, read_json, read_json_lines, write_json, write_json_lines
+from sft.run_dir import Refusal, RunDir, read_json, read_json_lines, write_json, write_json_lines
 
 
-@pytest.fixture
-def better(mini_run: Path, tmp_path: Path) -> RunDir:
-    """The run with people's rewrites for two of its predictions."""
-    shutil.copytree(mini_run, tmp_path / "better")
-    run = RunDir(tmp_path / "better")
+@pytest.fixture(scope="module")
+def better(mini_run: Path, tmp_path_factory: pytest.TempPathFactory, call_main: Main) -> RunDir:
+    """The run, evaluated with people's rewrites for two of its predictions."""
+    run = RunDir(tmp_path_factory.mktemp("runs") / "better")
+    shutil.copytree(mini_run, run.root)
     lines = read_json_lines(run.eval / "predictions.jsonl")
-    for line in lines[:2]:
-        line["prediction"] = line["references"][0]
-    write_json_lines(run.eval / "predictions.jsonl", lines)
+    generated = {name: [line[name] for line in lines] for name in GENERATED if name in lines[0]}
+    texts = [line["references"][0] for line in lines[:2]] + [line["prediction"] for line in lines[2:]]
+    evaluate_again(run, {"adapter": texts} | generated, call_main)
     return run
+
+
+def evaluate_again(run: RunDir, generated: dict[str, list[str]], call_main: Main) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.run.generate_systems", lambda *_: (generated, 1.0))
+        call_main("eval.run", run.root)
 
 
 def test_scores_are_the_runs_own(mini_run: Path, better: RunDir) -> None:
@@ -44,16 +52,33 @@ def test_a_run_differs_from_its_copy_by_nothing(mini_run: Path, tmp_path: Path) 
     assert all(score == {"value": 0, "low": 0, "high": 0} for score in difference.values())
 
 
-def test_other_rows_are_refused(mini_run: Path, better: RunDir) -> None:
-    for path, keys in ((better.eval / "results.json", ("data",)), (better.manifest, ("splits", "test"))):
-        content = read_json(path)
-        inner = content
-        for key in keys:
-            inner = inner[key]
-        inner["sha256"] = "0" * 64
-        write_json(path, content)
-    with pytest.raises(InputError, match="not the test split that the run was made with"):
-        compare_runs([RunDir(mini_run), better], 1)
+def test_changed_predictions_are_refused(mini_run: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "changed")
+    shutil.copytree(mini_run, run.root)
+    lines = read_json_lines(run.eval / "predictions.jsonl")
+    for key, value, message in (
+        ("prediction", lines[0]["references"][0], r"its scores are not those of predictions\.jsonl"),
+        ("references", [lines[0]["prediction"]], "not the rows of the run's test split"),
+        ("toxic", "x", "not the rows of the run's test split"),
+    ):
+        write_json_lines(run.eval / "predictions.jsonl", [lines[0] | {key: value}, *lines[1:]])
+        with pytest.raises(Refusal, match=message):
+            compare_runs([RunDir(mini_run), run], 1)
+
+
+def test_other_rows_are_refused(mini_run: Path, tmp_path: Path, call_main: Main) -> None:
+    """A run whose data were split by another seed: as the training writes them, without its training."""
+    run = RunDir(tmp_path / "other")
+    shutil.copytree(mini_run, run.root)
+    preflight = inspect_recipe(str(run.recipe), ["--data.seed", "7"])
+    for split, examples in preflight.splits.items():
+        lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
+        write_json_lines(run.split(split), lines)
+    write_json(run.manifest, preflight.describe_data())
+    texts = [example.toxic for example in preflight.splits["test"]]
+    evaluate_again(run, {"adapter": texts}, call_main)
+    with pytest.raises(InputError, match=f"{run.root}: its test split is not that of {mini_run}: their scores can't be compared"):
+        compare_runs([RunDir(mini_run), run], 1)
 
 
 def test_command(mini_run: Path, better: RunDir, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,12 @@ def test_scores_and_settings_are_those_of_the_results(mini_run: Path) -> None:
     table = tabulate_scores(results)
     for system in ("adapter", "copy", "delete", "human"):
         assert f"{results['systems'][system]['chrf']['value']:.1f} [" in table
+    people, adapter = table.splitlines()[-2:]
+    ceiling = results["ceiling"]
+    assert people.startswith(f"| people, on {ceiling['rows']} sentences | ")
+    assert adapter.startswith(f"| this adapter, on these {ceiling['rows']} | ")
+    for line, system in ((people, "human"), (adapter, "adapter")):
+        assert f"{ceiling['systems'][system]['chrf']['value']:.1f} [" in line
     assert results["adapter"]["sha256"] in describe_settings(results)
 
 

@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Main, run_python
 
@@ -15,9 +19,11 @@ from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
 from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_split, read_unrewritten
 from eval.toxicity import fit_toxicity
+from sft.data import Example, hash_examples
 from sft.prompt import format_prompt
 from sft.recipe import PROJECT, InputError
 from sft.run_dir import (
+    Refusal,
     RunDir,
     RunError,
     hash_file,
@@ -157,6 +163,10 @@ def test_source_leaves_out_what_the_run_has_seen(own_run: RunDir, call_main: Mai
     (folder,) = (own_run.eval / "sources").glob("other-*")
     data = read_json(folder / "results.json")["data"]
     assert (data["rows"], data["left_out_as_seen"], data["source"]) == (1, 3, "other.tsv")
+    near = next(line["toxic"] for line in read_json_lines(own_run.split("train")) if len(line["toxic"].split()) > 8)
+    added = f"well {near}\tx\na rude one\t{trained[0]['toxic']}\n"
+    write_text(tmp_path / "near.tsv", text + added)
+    assert choose_rows(own_run, str(tmp_path / "near.tsv"), "test", None).description["left_out_as_seen"] == 5
     write_text(tmp_path / "seen.tsv", text.replace("a damn new one\tA new one.\n", ""))
     with pytest.raises(InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"):
         choose_rows(own_run, str(tmp_path / "seen.tsv"), "test", None)
@@ -206,6 +216,8 @@ def test_broken_file_of_unrewritten_sentences_is_told(tmp_path: Path, name: str,
 def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path, tmp_path: Path) -> None:
     run = RunDir(mini_run)
     seen = [read_split(run, "train")[0].toxic.upper(), read_split(run, "validation")[0].references[0]]
+    long = next(example.toxic for example in read_split(run, "train") if len(example.toxic.split()) > 8)
+    seen.append(f"{long} indeed")
     texts = [f"damn number {number}" for number in range(MOST_UNREWRITTEN + 5)]
     write_text(tmp_path / "one.txt", "\n".join([*seen, *texts]))
     write_text(tmp_path / "other.txt", "\n".join([*reversed(texts), *seen]))
@@ -213,9 +225,9 @@ def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path
     assert chosen.lines == choose_unrewritten(run, tmp_path / "other.txt").lines, "the order of the file does not matter"
     assert {line["toxic"] for line in chosen.lines} < set(texts)
     counts = [chosen.description[key] for key in ("rows", "rows_of", "left_out_as_seen")]
-    assert counts == [MOST_UNREWRITTEN, MOST_UNREWRITTEN + 5, 2]
+    assert counts == [MOST_UNREWRITTEN, MOST_UNREWRITTEN + 5, 3]
     write_text(tmp_path / "seen.txt", "\n".join(seen))
-    with pytest.raises(InputError, match=r"seen.txt: the run trained on all of it \(2 sentences\)"):
+    with pytest.raises(InputError, match=r"seen.txt: the run trained on all of it \(3 sentences\)"):
         choose_unrewritten(run, tmp_path / "seen.txt")
 
 
@@ -258,6 +270,33 @@ def test_changed_test_split_is_refused(own_run: RunDir) -> None:
     write_text(own_run.split("test"), "".join(lines[1:]))
     with pytest.raises(RunError, match="not the test split that the run was made with"):
         choose_rows(own_run, None, "test", None)
+
+
+def test_leak_is_refused_though_the_manifest_fits_it(own_run: RunDir, call_main: Main) -> None:
+    lines = read_json_lines(own_run.split("train")) + read_json_lines(own_run.split("test"))[:1]
+    write_json_lines(own_run.split("train"), lines)
+    manifest = read_json(own_run.manifest)
+    manifest["splits"]["train"]["sha256"] = hash_examples([Example(line["toxic"], tuple(line["references"])) for line in lines])
+    write_json(own_run.manifest, manifest)
+    shutil.rmtree(own_run.eval)
+    with pytest.raises(Refusal, match=r"the splits leak: '.*' stands in test and train, and 0 more\. .* Train again"):
+        call_main("eval.run", own_run.root)
+    assert not own_run.eval.exists()
+
+
+def test_source_is_read_by_the_recipes_columns_or_by_a_layout(own_run: RunDir, tmp_path: Path) -> None:
+    text = own_run.recipe.read_text()
+    assert "  toxic: null\n  neutral: null\n" in text
+    write_text(own_run.recipe, text.replace("  toxic: null\n  neutral: null\n", "  toxic: rude\n  neutral: [kind]\n"))
+    for header in ("rude\tkind\n", "toxic\tneutral1\n"):
+        write_text(tmp_path / "other.tsv", header + "a damn new one\tA new one.\n")
+        rows = choose_rows(own_run, str(tmp_path / "other.tsv"), "test", None)
+        assert rows.examples == [Example("a damn new one", ("A new one.",))]
+    write_text(tmp_path / "other.tsv", "one\tother\na damn new one\tA new one.\n")
+    with pytest.raises(
+        InputError, match=r"no toxic column; it has one, other\. Expected toxic or en_toxic_comment, or the names"
+    ):
+        choose_rows(own_run, str(tmp_path / "other.tsv"), "test", None)
 
 
 def test_changed_prompt_is_refused(own_run: RunDir) -> None:
@@ -460,6 +499,37 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     for key in ("created", "generation_seconds"):
         del results[key], after[key]
     assert results == after
+    assert not (own_run.eval / "unfinished").exists()
+
+
+def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(own_run: RunDir, call_main: Main) -> None:
+    write_text(own_run.recipe, own_run.recipe.read_text().replace("  batch_size: 64", "  batch_size: 4"))
+    call_main("eval.run", own_run.root)
+    whole = (own_run.eval / "predictions.jsonl").read_bytes()
+    shutil.rmtree(own_run.eval)
+
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "eval/run.py", own_run.root]
+    launcher = psutil.Popen(
+        [sys.executable, *map(str, command)], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def count_batches(process: int) -> int:
+        return sum(path.read_text().count("\n") for path in (own_run.eval / "unfinished").glob(f"*/{process}.jsonl"))
+
+    deadline = time.monotonic() + 120
+    while not (count_batches(0) and count_batches(1)) and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    processes = [launcher, *launcher.children(recursive=True)]
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes)
+    assert count_batches(0)
+    assert count_batches(1)
+    assert not (own_run.eval / "predictions.jsonl").exists()
+
+    done = run_python(*command)
+    assert done.returncode == 0, done.stderr
+    assert (own_run.eval / "predictions.jsonl").read_bytes() == whole
     assert not (own_run.eval / "unfinished").exists()
 
 

@@ -10,6 +10,7 @@ from eval.metrics import compute_scores
 from eval.outputs import leave_out, read_predictions, read_references, score_files
 from sft.data import Example, read_corpus
 from sft.recipe import PROJECT, DataConfig, InputError
+from sft.run_dir import hash_file
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 EXAMPLES = read_corpus(DataConfig(source=str(CORPUS))).examples
@@ -30,7 +31,7 @@ def test_scores_of_a_corpus_and_a_text_file(predictions: Path) -> None:
     assert {name: score["value"] for name, score in results["systems"]["predictions"].items()} == {
         name: score.value for name, score in expected.items()
     }
-    assert results["data"]["rows"] == 540
+    assert results["data"]["rows"] == len(EXAMPLES)
     assert results["data"]["files"].keys() == {"predictions.txt", "tiny-corpus.tsv"}
 
 
@@ -41,11 +42,27 @@ def test_the_classifier_never_sees_what_it_judges(predictions: Path) -> None:
         score_files(predictions, CORPUS, str(CORPUS))
 
 
+def write_some(path: Path) -> Path:
+    """Write the first 100 sentences of the corpus."""
+    path.write_text("".join(CORPUS.read_text().splitlines(keepends=True)[:101]))
+    return path
+
+
+def test_near_copies_are_left_out_of_the_classifiers_training_and_counted(tmp_path: Path) -> None:
+    judged = next(example for example in EXAMPLES if len(example.toxic.split()) > 8)
+    near, rewritten = Example(f"well {judged.toxic}", ("x",)), Example("y", (judged.toxic,))
+    assert leave_out([near, rewritten, Example("z", ("x",))], [judged]) == [Example("z", ("x",))]
+    fresh = [f"{example.toxic} indeed\t{example.references[0]} Yes.\n" for example in (judged, *EXAMPLES[200:500])]
+    (tmp_path / "train.tsv").write_text("toxic\tneutral1\n" + "".join(fresh))
+    (tmp_path / "p.txt").write_text("ok\n" * 100)
+    assert judged in EXAMPLES[:100]
+    results = score_files(tmp_path / "p.txt", write_some(tmp_path / "some.tsv"), str(tmp_path / "train.tsv"))
+    assert results["data"]["left_out_of_train"] == 1
+
+
 def test_toxicity_by_a_corpus_of_the_users(tmp_path: Path) -> None:
-    lines = CORPUS.read_text().splitlines(keepends=True)
-    (tmp_path / "some.tsv").write_text("".join(lines[:101]))
-    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps({"prediction": "ok"}) + "\n" for _ in range(100)))
-    results = score_files(tmp_path / "predictions.jsonl", tmp_path / "some.tsv", str(CORPUS))
+    lines = write_lines(tmp_path / "predictions.jsonl", *([{"prediction": "ok"}] * 100))
+    results = score_files(lines, write_some(tmp_path / "some.tsv"), str(CORPUS))
     assert list(results["systems"]) == ["predictions", "delete", "copy", "human"]
     assert {"toxicity", "joint", "listed"} <= results["systems"]["predictions"].keys()
     assert results["systems"]["copy"]["toxicity"]["value"] > 0.5 > results["systems"]["predictions"]["toxicity"]["value"]
@@ -57,6 +74,84 @@ def test_a_runs_own_predictions_are_both(mini_run: Path) -> None:
     theirs = json.loads((mini_run / "eval" / "results.json").read_text())["systems"]
     assert results["systems"]["predictions"]["bleu"] == theirs["adapter"]["bleu"]
     assert results["systems"]["copy"]["chrf"] == theirs["copy"]["chrf"]
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("key", ["id", "toxic"])
+def test_predictions_of_other_rows_are_refused(key: str, tmp_path: Path) -> None:
+    rows = write_some(tmp_path / "some.tsv")
+    lines = [{"id": e.id, "toxic": e.toxic, "prediction": e.references[0]} for e in EXAMPLES[:100]]
+    lines = [{name: line[name] for name in (key, "prediction")} for line in lines]
+    assert score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None)["data"]["rows"] == 100
+    lines[4], lines[7] = lines[7], lines[4]
+    with pytest.raises(
+        InputError, match=rf"p\.jsonl:5: found `{key}` .* Expected the predictions of these rows, in the same order"
+    ):
+        score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None)
+
+
+def test_ids_of_the_users_own_are_held_against_each_other(tmp_path: Path) -> None:
+    references = write_lines(tmp_path / "r.jsonl", *({"id": number, "toxic": "x", "references": "y"} for number in (1, 2)))
+    score_files(write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 2))), references, None)
+    with pytest.raises(InputError, match=r"p\.jsonl:2: found `id` 3, but the row of .*r\.jsonl has 2"):
+        score_files(write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 3))), references, None)
+
+
+def test_one_reference_may_stand_without_a_list(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "r.jsonl", {"toxic": "you fool", "references": "be kind"})
+    assert read_references(path) == [Example("you fool", ("be kind",))]
+    path = write_lines(tmp_path / "r.jsonl", {"references": ["be kind", "be good"]})
+    assert read_references(path) == [Example("", ("be kind", "be good"))]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"toxic": "a", "references": ["b"]}, {"toxic": 1, "references": ["b"]}], r":2: expected an object such as"),
+        ([{"toxic": "a", "references": ["b"]}, {"toxic": "a"}], r":2: expected an object such as"),
+        ([{"toxic": "a", "references": [None]}], r":1: expected an object such as"),
+        ([{"toxic": "a", "references": ["\ud800"]}], r":1: expected an object such as"),
+        ([{"toxic": "a", "references": ["b"]}, 7], r":2: expected an object such as"),
+        ([{"toxic": "a", "references": ["b"]}, {"references": ["b"]}], "row 2 has no toxic sentence, and others have"),
+    ],
+)
+def test_broken_references(lines: list[object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_references(write_lines(tmp_path / "r.jsonl", *lines))
+
+
+def test_files_of_one_name_keep_both_hashes(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "out.txt" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f"{path.parent.name}\n")
+    files = score_files(*paths, None)["data"]["files"]
+    assert files == {str(path): hash_file(path) for path in paths}
+
+
+PAIRS = [("you fool", "be kind"), ("damn it", "oh no"), ("you fool", "be good")]
+
+
+def test_rows_of_one_toxic_sentence_count_once(tmp_path: Path) -> None:
+    pairs = write_lines(tmp_path / "r.jsonl", *({"en_toxic_comment": toxic, "en_neutral_comment": text} for toxic, text in PAIRS))
+    rows = [{"toxic": "you fool", "references": ["be kind", "be good"]}, {"toxic": "damn it", "references": ["oh no"]}]
+    merged = write_lines(tmp_path / "merged.jsonl", *rows)
+    (tmp_path / "sentences.txt").write_text("be kind\noh\n")
+    (tmp_path / "rows.txt").write_text("be kind\noh\nbe kind\n")
+    expected = score_files(tmp_path / "sentences.txt", merged, None)
+    for name in ("sentences.txt", "rows.txt"):
+        found = score_files(tmp_path / name, pairs, None)
+        assert found["data"].pop("files") != expected["data"].get("files")
+        assert found == {**expected, "data": {key: expected["data"][key] for key in ("rows", "sha256")}}
+    assert "human" in expected["systems"]
+    (tmp_path / "other.txt").write_text("be kind\noh\nbe good\n")
+    with pytest.raises(InputError, match=r"rows 1 and 3 are of one toxic sentence, and their predictions differ"):
+        score_files(tmp_path / "other.txt", pairs, None)
 
 
 def test_references_a_line_have_no_source(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """The HTML page: in one file, hostile samples stay text, and in a browser a masked word shows when it is clicked."""
 
+import html
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.page import find_changes, mask_words, render_page
+from eval.stress import SWEARING
 from sft.run_dir import RunDir, read_json, read_json_lines
 
 EVIL = '<img src=x onerror="document.title=1"> {{ 7 * 7 }} "><script>document.title=2</script> damn & fool'
@@ -39,6 +42,39 @@ def test_listed_words_are_masked_in_every_spelling_of_the_list() -> None:
     assert mask_words("", {"x"}) == []
 
 
+def test_swear_words_of_the_stress_cases_are_masked_in_their_disguise() -> None:
+    assert mask_words("this sh1t", set()) == [("this ", False), ("sh1t", True)]
+    assert mask_words("what the f*ck", {"f", "what"}) == [("what", True), (" the ", False), ("f*ck", True)]
+    assert mask_words("F u c k i n g!", set()) == [("F u c k i n g", True), ("!", False)]
+    assert mask_words("hello", set()) == [("hello", False)]
+
+
+def test_no_marked_word_of_a_stress_case_stands_unmasked_on_the_page(mini_run: Path) -> None:
+    text = (mini_run / "eval" / "report.html").read_text(encoding="utf-8")
+    shown = html.unescape(re.sub(r"<[^>]*>", "", text[text.index("<h2>Stress</h2>") : text.index("<h2>Samples</h2>")]))
+    assert "f••• is wrong with this printer" in shown
+    assert not SWEARING.search(shown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"num_beams": 4, "listed_penalty": 4.0, "listed_words": ["damn", "fool"], "max_new_tokens": 25},
+            "4 beams, 4.0 nats for each of 2 listed words, at most 25 new tokens",
+        ),
+        (
+            {"num_beams": 1, "listed_penalty": 0.0, "listed_words": [], "max_new_tokens": 25},
+            "1 beam, at most 25 new tokens",
+        ),
+    ],
+)
+def test_page_says_how_answers_were_generated(mini_run: Path, settings: dict[str, Any], expected: str) -> None:
+    results = read_json(mini_run / "eval" / "results.json")
+    results["generation"] |= settings
+    assert f"<li>generation: {expected}</li>" in render_page("run", results, [], set(), mini_run / "plots")
+
+
 def test_page_of_a_run_needs_nothing_else(mini_run: Path) -> None:
     text = (mini_run / "eval" / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)
@@ -49,6 +85,10 @@ def test_page_of_a_run_needs_nothing_else(mini_run: Path) -> None:
     for score in results["systems"]["adapter"].values():
         assert score["signature"].split("|")[0] in text
     assert text.count("data:image/png;base64,") == 3
+    rows = results["ceiling"]["rows"]
+    for label, system in ((f"people, on {rows} sentences", "human"), (f"this adapter, on these {rows}", "adapter")):
+        (cells,) = re.findall(rf'<tr class="apart"><td>{label}</td><td>(.*?)<small>', text)
+        assert cells == f"{results['ceiling']['systems'][system]['bleu']['value']:.1f}"
     for part in ("Slices", "Stress", "disguised swearing", "people", "few-shot base", "By listed words"):
         assert part in text
 

@@ -1,5 +1,7 @@
 """The field's protocols with miniature models from the Hub's double: formulas, labels whatever their order, commits."""
 
+import copy
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +14,12 @@ from hub_double import HubDouble
 from mini_xcomet import make_xcomet
 
 from eval import protocols
+from eval.evaluation import read_evaluation
 from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
+from publish.plan import write_publish_folder
 from sft import recipe
 from sft.data import Example
+from sft.run_dir import Refusal, RunDir, read_json, read_json_lines, write_json, write_json_lines
 
 GOOD, BAD = (
     ["a good day", "what a good plan", "the plan is good", "a day"],
@@ -90,7 +95,7 @@ def load(folders: dict[str, Path], name: str) -> dict[str, Any]:
     protocol = PROTOCOLS[name]
     paths = {role: str(folders[model]) for role, model in protocol.models.items()}
     commits = dict.fromkeys(paths.values())
-    local = protocols.Protocol(paths, "", "", protocol.score)
+    local = protocols.Protocol(paths, "", "", {}, protocol.score)
     return {role: protocols.load_model(role, local, commits) for role in paths if role not in PARTS}  # type: ignore[arg-type]
 
 
@@ -98,7 +103,9 @@ def test_names_are_those_of_the_recipe() -> None:
     assert tuple(PROTOCOLS) == recipe.PROTOCOLS
 
 
-@pytest.mark.parametrize("labels", [("neutral", "toxic"), ("toxic", "neutral"), ("LABEL_0", "LABEL_1")])
+@pytest.mark.parametrize(
+    "labels", [("neutral", "toxic"), ("toxic", "neutral"), ("LABEL_0", "LABEL_1"), ("toxic", "not_toxic"), ("toxic", "Non-Toxic")]
+)
 def test_labels_are_found_in_either_order(labels: tuple[str, str], tmp_path: Path) -> None:
     folder = str(make_classifier(tmp_path / "model", labels))
     classifier = Classifier(folder, {folder: None}, protocols.NEUTRAL, 0, folder)  # type: ignore[dict-item]
@@ -106,6 +113,19 @@ def test_labels_are_found_in_either_order(labels: tuple[str, str], tmp_path: Pat
     assert good.min() > 0.8
     assert bad.max() < 0.2
     assert classifier.estimate(GOOD * 20).shape == (80,)
+
+
+@pytest.mark.parametrize("labels", [("toxic", "fine"), ("clean", "neutral"), ("LABEL_1", "LABEL_2")])
+def test_labels_that_are_not_known_are_refused(labels: tuple[str, str], tmp_path: Path) -> None:
+    from transformers import BertForSequenceClassification
+
+    folder = tmp_path / "model"
+    config = make_bert(folder)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
+    BertForSequenceClassification(config).save_pretrained(folder)
+    message = f"{folder}: found the labels {', '.join(labels)}. Expected one of neutral, .*, or LABEL_0. Pin a commit"
+    with pytest.raises(recipe.InputError, match=message):
+        Classifier(str(folder), {str(folder): None}, protocols.NEUTRAL, 0, str(folder))  # type: ignore[dict-item]
 
 
 SOURCES = ["a bad day", "what a bad plan", "the plan is bad"]
@@ -119,6 +139,11 @@ def test_paradetox_2022_counts_classes(folders: dict[str, Path]) -> None:
     assert scores["FL"].tolist()[:2] == [1, 0]
     assert scores["SIM"][1] == pytest.approx(1, abs=1e-5)
     assert scores["SIM"][0] < 0.999
+
+
+def test_paradetox_2022_detokenises_for_the_classifier_of_acceptability() -> None:
+    models = {"STA": Fixed({"oh , no ( really ) !": 1}), "SIM": Fixed({"x": 1}), "FL": Fixed({"oh, no (really)!": 0.7})}
+    assert PROTOCOLS["paradetox-2022"].score(models, ["x"], ["oh , no ( really ) !"], [""])["FL"].tolist() == [1]
 
 
 def test_pan_2024_by_its_formula(folders: dict[str, Path]) -> None:
@@ -175,11 +200,49 @@ def test_j_is_the_mean_of_the_sentences_products(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(protocols, "load_model", lambda role, *_: models[role])
     examples = [Example(f"rude {number}", (f"kind {number}", "unused")) for number in (1, 2)]
     commits = dict.fromkeys(PROTOCOLS["pan-2025"].models.values(), "0" * 40)
-    (part,) = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]})
+    rows = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]})
+    assert rows[1]["pan-2025"]["adapter"] == {"STA": 1, "SIM": 0.4, "FL": -0.25}
+    (part,) = protocols.describe_protocols(rows, commits)
     scores = {measure: score["value"] for measure, score in part["systems"]["adapter"].items()}
     # STA: (0.8 + 1) / 2, below the reference's 0.9; and 1, as 0.6 is above 0.5. SIM: 0.4 * 0.5 + 0.6 * 1; 0.4 * 0.25 + 0.6 * 0.5.
     expected = {"STA": (0.9 + 1) / 2, "SIM": (0.8 + 0.4) / 2, "FL": (0.5 - 0.25) / 2, "J": (0.9 * 0.8 * 0.5 - 1 * 0.4 * 0.25) / 2}
     assert scores == pytest.approx(expected)
+
+
+def test_signatures_name_models_and_formulas() -> None:
+    commits = dict.fromkeys((model for protocol in PROTOCOLS.values() for model in protocol.models.values()), "0123456789abcdef")
+    signatures = {name: protocols.sign_measures(name, commits) for name in PROTOCOLS}
+    chrf = f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{importlib.metadata.version('sacrebleu')}"
+    assert signatures["pan-2024"]["FL"] == f"pan-2024|FL|chrF/100|refs:first|{chrf}"
+    assert signatures["paradetox-2022"]["FL"] == (
+        "paradetox-2022|FL|acceptable>0.5|detokenised|model:cointegrated/roberta-large-cola-krishna2020@0123456789ab"
+    )
+    for name, protocol in PROTOCOLS.items():
+        assert all(f"model:{model}@0123456789ab" in signatures[name]["J"] for model in protocol.models.values())
+    assert chrf in signatures["pan-2024"]["J"]
+
+
+def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(mini_run, run.root)
+    lines, results = read_json_lines(run.eval / "predictions.jsonl"), read_json(run.eval / "results.json")
+    commits = dict.fromkeys(PROTOCOLS["pan-2024"].models.values(), "0" * 40)
+    for number, line in enumerate(lines):
+        scores = {"STA": 0.5, "SIM": 0.9, "FL": number / len(lines)}
+        line["protocols"] = {"pan-2024": {"adapter": scores, "copy": scores | {"STA": 0.1}}}
+    results["protocols"] = protocols.describe_protocols([line["protocols"] for line in lines], commits)
+    write_json_lines(run.eval / "predictions.jsonl", lines)
+    write_json(run.eval / "results.json", results)
+    read_evaluation(run)
+    for system, measure, part in (("adapter", "J", "value"), ("copy", "STA", "low"), ("adapter", "J", "signature")):
+        changed = copy.deepcopy(results)
+        changed["protocols"][0]["systems"][system][measure][part] = 0.9
+        write_json(run.eval / "results.json", changed)
+        with pytest.raises(Refusal, match=r"its scores are not those of predictions\.jsonl"):
+            write_publish_folder(run)
+    write_json(run.eval / "results.json", results | {"protocols": []})
+    with pytest.raises(Refusal, match=r"its scores are not those of predictions\.jsonl"):
+        write_publish_folder(run)
 
 
 @pytest.fixture
@@ -213,6 +276,8 @@ def test_all_protocols_from_the_hub(hub: HubDouble, folders: dict[str, Path], as
         assert part["systems"]["adapter"].keys() == {"STA", "SIM", "FL", "J"}
         signatures = {score["signature"] for score in part["systems"]["adapter"].values()}
         assert all(signature.startswith(f"{name}|") for signature in signatures)
+    lines = read_json_lines(asked / "eval" / "predictions.jsonl")
+    assert all(line["protocols"]["pan-2025"]["adapter"].keys() == {"STA", "SIM", "FL"} for line in lines)
     done = run_python("-m", "publish.run", asked, env=env | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     card = (asked / "publish" / "README.md").read_text()

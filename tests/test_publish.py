@@ -1,8 +1,13 @@
 """The publish folder: exactly the planned files, bound to one another; and the card, held against a golden file."""
 
 import dataclasses
+import itertools
 import json
+import random
+import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,17 @@ import yaml
 from conftest import Main, run_python
 
 from eval.baselines import split_words
-from publish.card import BEGIN, END, CardFacts, find_metadata_faults, render_card, split_card, write_license
+from publish.card import (
+    BEGIN,
+    BLOOM_LICENSE,
+    END,
+    CardFacts,
+    find_metadata_faults,
+    render_card,
+    split_card,
+    write_license,
+    write_samples,
+)
 from publish.plan import read_facts, write_publish_folder
 from sft.recipe import load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines, write_json, write_json_lines
@@ -258,53 +273,147 @@ HOSTILE = [
 ]
 
 
-def render_html(markdown: str) -> set[str]:
-    """Return the elements of a page made of `markdown`, with HTML let through, as a browser would see them."""
+MARKUP = "\\`*_{}[]<>#|~$@^&"  # of Markdown, HTML, GitHub's additions and formulas
+PIECES = [
+    *MARKUP, *MARKUP, "$$", "\\(", "\\[", "~~", "```", "---", "- ", "1. ", "> ", "# ", "\n", "\n\n", " ", " ", "\t", "\u2028",
+    "://", "www.", "&lt;", "&#36;", "<b>", "</td>", "<!--", "-->", "<script>", "](x)", "![", "'", '"', "word", "é", "{{", "%}",
+]  # fmt: skip
+
+
+def read_page(markdown: str) -> tuple[list[str], str]:
+    """Return elements and text of a page made of `markdown`, with HTML let through, in order, as a browser would have them."""
     from html.parser import HTMLParser
 
     from markdown_it import MarkdownIt
 
-    found: set[str] = set()
+    elements: list[str] = []
+    texts: list[str] = []
 
-    class Elements(HTMLParser):
+    class Page(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            found.add(" ".join([tag, *sorted(f"{key}={value}" for key, value in attrs if key in ("href", "src", "onerror"))]))
+            elements.append(" ".join([tag, *sorted(f"{k}={v}" for k, v in attrs if k in ("href", "src", "onerror"))]))
+
+        def handle_endtag(self, tag: str) -> None:
+            elements.append(f"/{tag}")
 
         def handle_comment(self, data: str) -> None:
-            found.add(f"comment {data}")
+            elements.append(f"comment {data}")
 
-    Elements().feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
-    return found
+        def handle_data(self, data: str) -> None:
+            texts.append(data)
+
+    Page().feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
+    return elements, "".join(texts)
+
+
+def count_markup(markdown: str) -> Counter[str]:
+    """Count what some renderer may take for markup, code blocks and character references aside."""
+    text = re.sub(r"&(#\d+|[a-z]+);", "", re.sub(r"```.*?\n```\n", "", markdown, flags=re.DOTALL))
+    return Counter(re.findall(rf"[{re.escape(MARKUP)}]|://|www\.", text))
+
+
+def check_texts(texts: Iterator[str]) -> str:
+    """Hold a card and samples.md with these texts against harmless ones: the same elements, and each text as it is."""
+    facts = facts_with(texts, golden_facts())
+    plain = facts_with(itertools.repeat("harmless words"), golden_facts())
+    card = render_card(facts)
+    shown = [facts.name, facts.results["base"]["name"], facts.results["data"]["source"], facts.recipe["publish"]["data_license"]]
+    shown += [facts.manifest["source"], *facts.manifest["sha256"]]
+    samples = [text for line in facts.predictions for text in (line["toxic"], line["prediction"], *line["references"])]
+    for ours, theirs, seen in (
+        (split_card(card)[1], split_card(render_card(plain))[1], shown + samples[:15]),
+        (write_samples(facts), write_samples(plain), samples),
+    ):
+        elements, text = read_page(ours)
+        assert elements == read_page(theirs)[0]
+        assert count_markup(ours) == count_markup(theirs)
+        assert [line for line in seen if " ".join(line.split()) not in text] == []
+    return card
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_stay_text(text: str) -> None:
-    facts = golden_facts()
-    plain = render_card(facts_with("harmless words", facts))
-    card = render_card(facts_with(text, facts))
-    assert render_html(split_card(card)[1]) == render_html(split_card(plain)[1])
-    assert card.count("\n|") == plain.count("\n|"), "no row more, and none broken"
+    card = check_texts(itertools.repeat(text))
     assert {line.count("|") for line in card.split("## Samples")[1].split("## Training")[0].splitlines() if line} == {0, 4}
     assert [split_card(card)[1].count(marker) for marker in (BEGIN, END)] == [1, 1]
     metadata = split_card(card)[0]
     assert metadata["widget"][0]["output"]["text"] == text
-    assert metadata.keys() == split_card(plain)[0].keys()
+    assert metadata["model-index"][0]["name"] == text
 
 
-def facts_with(text: str, facts: CardFacts) -> CardFacts:
-    """Return the facts with this text as each sample, case, rewrite and file name."""
-    case = {"text": text, "output": text, "passed": True}
-    results = facts.results | {"stress": [group | {"cases": [case]} for group in facts.results["stress"]]}
-    lines = [line | {"toxic": text, "prediction": text, "references": [text]} for line in facts.predictions]
-    manifest = facts.manifest | {"source": text, "sha256": {text: "f" * 64}}
-    return dataclasses.replace(facts, results=results, predictions=lines, manifest=manifest)
+@pytest.mark.parametrize("seed", range(12))
+def test_random_hostile_texts_stay_text(seed: int) -> None:
+    """Some thirty texts a seed, made of what means something to a renderer."""
+    chance = random.Random(seed)
+    check_texts("".join(["x", *chance.choices(PIECES, k=chance.randint(1, 12))]) for _ in itertools.count())
+
+
+def facts_with(texts: Iterator[str], facts: CardFacts) -> CardFacts:
+    """Return the facts with these texts as samples, cases, rewrites, names of files, data, base, licence and run."""
+    stress = [
+        group | {"cases": [{"text": next(texts), "output": next(texts), "passed": True}]} for group in facts.results["stress"]
+    ]
+    base = facts.results["base"] | {"name": next(texts), "revision": None}  # local, as is the data
+    data = facts.results["data"] | {"source": next(texts), "revision": None}
+    lines = [line | {"toxic": next(texts), "prediction": next(texts), "references": [next(texts)]} for line in facts.predictions]
+    publish = facts.recipe["publish"] | {"repo_id": None, "data_license": next(texts)}
+    return dataclasses.replace(
+        facts,
+        name=next(texts),
+        recipe=dict(facts.recipe) | {"publish": publish},
+        results=facts.results | {"stress": stress, "base": base, "data": data},
+        predictions=lines,
+        manifest=facts.manifest | {"source": next(texts), "sha256": {next(texts): "f" * 64}},
+        lexicon=set(),
+    )
 
 
 def test_listed_words_are_masked_in_samples() -> None:
-    facts = dataclasses.replace(facts_with("what a Darn day , you crud!", golden_facts()), lexicon={"darn", "crud"})
-    body = render_card(facts).split("## Samples")[1].split("## Training")[0]
-    assert "| what a D&#42;&#42;&#42; day , you c&#42;&#42;&#42;! |" in body
-    assert "Darn" not in body
+    facts = facts_with(itertools.repeat("what a Darn day , you crud!"), golden_facts())
+    results = facts.results | {"data": facts.results["data"] | {"source": "a.tsv"}}
+    facts = dataclasses.replace(facts, results=results, lexicon={"darn", "crud"})
+    for text in (render_card(facts).split("## Samples")[1].split("## Training")[0], write_samples(facts)):
+        assert "what a D&#42;&#42;&#42; day , you c&#42;&#42;&#42;!" in text
+        assert "Darn" not in text
+
+
+def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such() -> None:
+    facts = dataclasses.replace(golden_facts(), lexicon={"crud"})
+
+    def show(*cases: tuple[str, str]) -> tuple[list[str], str]:
+        stress = [
+            {"group": group, "rule": "", "passed": 0, "of": 1, "cases": [{"text": a, "output": b} for a, b in cases[number:]]}
+            for number, group in enumerate(("disguised swearing", "shouting"))
+        ]
+        card = render_card(dataclasses.replace(facts, results=facts.results | {"stress": stress}))
+        return [item["output"]["text"] for item in split_card(card)[0]["widget"]], card
+
+    outputs, card = show(("you Crud", "you"), ("oh cr*d", "crud"), ("oh cr*d", "oh dear"))
+    assert outputs == ["oh dear", "oh dear"]
+    assert 'text = "oh cr*d"' in card
+    assert "answer to this text: oh dear" in card
+    assert show(("oh cr*d", "oh dear"), ("oh crud", "oh"))[0] == ["oh dear"], "none for the group that has none"
+    assert show(("oh crud", "oh"), ("you crud", "you"))[0] == ["oh", "you"], "none at all: as they are"
+
+
+def test_people_are_not_compared_on_other_rows() -> None:
+    rows = render_card(golden_facts()).split("## Results")[1].splitlines()
+    assert any(row.startswith("| this adapter | 61.2 [59.5, 63.0] | 61.2 |") for row in rows)
+    assert any(row.startswith("| people, on 402 sentences | 61.2 [") for row in rows)
+    assert any(row.startswith("| this adapter, on the same | 61.2 [") for row in rows)
+
+
+def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
+    facts = read_facts(RunDir(mini_run))
+    sta = {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "pan-2024|STA"}
+    part = {"protocol": "pan-2024", "source": "", "note": "", "models": {"m": "c"}, "systems": {"adapter": {"STA": sta}}}
+    facts = dataclasses.replace(facts, results=facts.results | {"protocols": [part]})
+    metrics = split_card(render_card(facts))[0]["model-index"][0]["results"][0]["metrics"]
+    assert metrics[-1] == {"type": "sta", "name": "STA (pan-2024)", "value": 0.5, "args": {"signature": "pan-2024|STA"}}
+    scores = [*facts.results["systems"]["adapter"].values(), sta]
+    assert [(m["value"], m["args"]["signature"]) for m in metrics] == [(s["value"], s["signature"]) for s in scores]
+    assert len({metric["name"] for metric in metrics}) == len(metrics)
+    assert {metric["type"] for metric in metrics} >= {"bleu", "chrf", "rouge", "toxicity", "listed", "joint"}
 
 
 @pytest.mark.parametrize(
@@ -341,6 +450,7 @@ def test_licence_file_passes_the_restrictions_on() -> None:
     assert text.startswith("This adapter is licensed under bigscience-bloom-rail-1.0.\n")
     assert "must pass them on" in text
     assert "https://huggingface.co/spaces/bigscience/license" in text
+    assert text.endswith(BLOOM_LICENSE.read_text(encoding="utf-8"))
     for license, expected in (
         ("apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
         ("other", "under other."),
@@ -350,6 +460,20 @@ def test_licence_file_passes_the_restrictions_on() -> None:
         text = write_license(dataclasses.replace(facts, recipe=recipe))
         assert text is None if expected is None else text is not None and expected in text
         assert "must pass them on" not in (text or "")
+
+
+def test_licence_of_bloom_is_whole() -> None:
+    text = BLOOM_LICENSE.read_text(encoding="utf-8")
+    terms, _, attachment = text.partition("END OF TERMS AND CONDITIONS")
+    assert re.findall(r"Section +(\w+):", terms) == ["I", "II", "III", "IV"]
+    for title in (
+        "1. Definitions", "2. Grant of Copyright", "3. Grant of Patent", "4. Distribution", "5. Use-based", "6.  The Output",
+        "7. Updates", "8. Trademarks", "9. Disclaimer", "10. Limitation", "11. Accepting", "12. If any provision",
+    ):  # fmt: skip
+        assert f"\n{title}" in terms
+    assert re.findall(r"^(\d+)\. ", attachment.partition("Use Restrictions")[2], re.M) == [str(n) for n in range(1, 14)]
+    assert attachment.endswith("[1] https://arxiv.org/pdf/2011.03116.pdf\n")
+    assert hash_file(BLOOM_LICENSE) == "424063d0697a82bbb8c1bed3584b27cd807b1491963645a6c7cc8da39744cb6b"
 
 
 def test_a_fact_that_is_missing_is_an_error_not_a_blank() -> None:

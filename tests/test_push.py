@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FAULTS_SEEN, run_python
@@ -30,11 +31,11 @@ REPO = "me/adapter"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No xet, an empty cache, and waits a thousand times shorter, huggingface_hub's own among them."""
+    """An empty cache, and waits a thousand times shorter, huggingface_hub's own among them."""
     from huggingface_hub import constants
 
     sleep = time.sleep
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)  # the push does without xet by itself
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 1000))
@@ -50,7 +51,8 @@ def find(hub: HubDouble) -> Repo:
 
 
 def count_pushes(hub: HubDouble) -> int:
-    return list(find(hub).titles.values()).count("title")
+    repo = find(hub)
+    return [repo.titles[commit] for commit in repo.history].count("title")
 
 
 def holds_all(hub: HubDouble) -> bool:
@@ -100,6 +102,73 @@ def test_other_files_and_a_persons_words_stay(hub: HubDouble) -> None:
     assert count_pushes(hub) == 1
 
 
+def test_what_an_earlier_push_left_is_removed_and_a_persons_files_stay(hub: HubDouble) -> None:
+    """First with merged weights, a licence and a widget; then without them."""
+    record = "<!-- metadata keys set here: license, library_name, widget -->"
+    card = CARD.replace("peft\n", "peft\nwidget:\n- text: old\n").replace(BEGIN, f"{BEGIN}\n{record}")
+    merged = {f"merged/{name}": b"old" for name in ("config.json", "model-00001-of-00002.safetensors", "chat_template.jinja")}
+    full_card = card.replace("# Adapter", '# Adapter, subfolder="merged"')
+    full = FILES | merged | {"README.md": full_card.encode(), "LICENSE": b"This adapter is licensed under mit.\n"}
+    push(connect(hub), full, Target(REPO), "title")
+    by_people = {"notes.txt": b"theirs", "merged/notes.txt": b"theirs", "merged/model.gguf": b"theirs"}
+    repo = find(hub)
+    there = repo.files | by_people
+    there["README.md"] = there["README.md"].replace(b"license: mit\n", b"license: mit\nthumbnail: x.png\n")
+    repo.commit_files("refs/heads/main", there, "by hand")
+    new = FILES | {"README.md": card.replace("license: mit\n", "").replace("widget:\n- text: old\n", "").encode()}
+    api = connect(hub)
+    plan = module.plan_push(api, new, Target(REPO))
+    removed = {name for name in full if name not in new}
+    assert {change["name"] for change in plan.describe()["changes"] if change["state"] == "removed"} == removed
+    outcome = push(api, new, Target(REPO), "second")
+    assert {change.name for change in outcome.changes if change.state == "removed"} == removed
+    assert repo.titles[repo.commit] == "second"
+    assert repo.files.keys() == {*new, *by_people, ".gitattributes"}
+    head = repo.files["README.md"].decode().partition(BEGIN)[0]
+    assert head == "---\nlibrary_name: peft\nthumbnail: x.png\n---\n\n"
+    assert not push(api, new, Target(REPO), "third").committed
+
+
+def test_a_persons_merged_model_and_licence_stay(hub: HubDouble) -> None:
+    theirs = {"merged/config.json": b"{}", "LICENSE": b"Our lab's licence.", "README.md": b'By hand: subfolder="merged".\n'}
+    hub.add_repo("model", REPO, theirs)
+    for file in ("x", "y"):  # the second time the card is ours
+        push(connect(hub), FILES | {file: b"z"}, Target(REPO), "title")
+    files = find(hub).files
+    assert all(files[name] == theirs[name] for name in ("merged/config.json", "LICENSE"))
+
+
+def test_report_after_a_lost_answer_has_the_changes_of_the_commit(hub: HubDouble) -> None:
+    hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
+    hub.faults.append(Fault("POST .*/commit/", "cut", late=True))
+    outcome = push(connect(hub), FILES, Target(REPO), "title")
+    assert (outcome.committed, outcome.commit) == (True, find(hub).commit)
+    assert {change.name: change.state for change in outcome.changes} == dict.fromkeys(FILES, "new")
+
+
+def test_words_lost_on_the_way_are_noticed(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("model", REPO, {"README.md": b"By hand.\n"})
+    send = module.send_commit
+
+    def lose(*arguments: Any) -> str:
+        commit = send(*arguments)
+        find(hub).history[commit]["README.md"] = CARD.encode()
+        return commit
+
+    monkeypatch.setattr(module, "send_commit", lose)
+    with pytest.raises(HubFailure, match=r"these files are not what was sent: README\.md\. It was not tagged"):
+        push(connect(hub), FILES, Target(REPO, tag="v1"), "title")
+    assert "refs/tags/v1" not in find(hub).refs
+
+
+def test_metadata_that_the_hub_refuses_is_named(hub: HubDouble) -> None:
+    hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
+    files = FILES | {"README.md": CARD.replace("license: mit", "license: no licence").encode()}
+    with pytest.raises(HubFailure, match=r"HTTP 400: .*\"license\" with value 'no licence' is not valid.* files are as before"):
+        push(connect(hub), files, Target(REPO), "title")
+    assert find(hub).files == {"notes.txt": b"theirs"}
+
+
 def test_merging_a_card() -> None:
     assert merge_card(CARD, CARD) == CARD
     assert merge_card(CARD, "") == CARD
@@ -145,7 +214,8 @@ FAULTS = [
         [
             "GET /api/whoami", "GET /api/models/me/adapter$", "GET .*/refs", "GET .*/revision/main", "GET .*/tree/",
             "(HEAD|GET) .*/resolve/", "POST /api/validate-yaml", "POST .*/preupload/", "POST .*/lfs/objects/batch",
-            "PUT /lfs/", "POST /lfs-verify", "POST .*/commit/", "POST .*/tag/",
+            "PUT /lfs/", "POST /lfs-verify", "POST .*/commit/", "POST .*/tag/", "GET .*/commits/", "POST .*/branch/",
+            "GET .*/discussions", "PUT /lfs/.*/1$", "POST /lfs-complete",
         ],
         [
             (503, False, 1), (429, False, 1), ("cut", False, 1), ("cut", True, 1), (500, True, 1), (500, False, 999),
@@ -167,52 +237,77 @@ FAULTS = [
 ]  # fmt: skip
 
 
+# What a call needs in order to be made: where to push, the size of parts, and what went wrong before.
+BRANCH, PULL_REQUEST = Target(REPO, revision="next", tag="v1"), Target(REPO, pull_request=True)
+TARGETS = {"POST .*/branch/": BRANCH, "GET .*/discussions": PULL_REQUEST}
+IN_PARTS = ("PUT /lfs/.*/1$", "POST /lfs-complete")
+AFTER_A_LOST_ANSWER = ("GET .*/commits/",)
+
+
+def find_ref(hub: HubDouble, target: Target) -> str | None:
+    """Return the commit that a push to this target is to be found at."""
+    refs = find(hub).refs if ("model", REPO) in hub.repos else {}
+    return refs.get("refs/pr/1" if target.pull_request else f"refs/heads/{target.revision}")
+
+
 @pytest.mark.parametrize(("request_pattern", "fault"), FAULTS)
 def test_repository_is_as_before_or_complete(hub: HubDouble, request_pattern: str, fault: tuple[int | str, bool, int]) -> None:
     how, late, times = fault
-    before = {"README.md": b"---\nlicense: mit\n---\n\nBy hand.\n", "notes.txt": b"theirs"}
+    target = TARGETS.get(request_pattern, Target(REPO, tag="v1"))
+    hub.part_size = 1000 if request_pattern in IN_PARTS else None
+    before: dict[str, bytes] = {}
     if "create" not in request_pattern:
+        before = {"README.md": b"---\nlicense: mit\n---\n\nBy hand.\n", "notes.txt": b"theirs"}
         hub.add_repo("model", REPO, before)
+    if request_pattern in AFTER_A_LOST_ANSWER:
+        hub.faults.append(Fault("POST .*/commit/", "cut", late=True))
     hub.faults.append(Fault(request_pattern, how, late, times))
     message = None
     try:
-        push(connect(hub), FILES, Target(REPO, tag="v1"), "title")
+        push(connect(hub), FILES, target, "title")
     except HubFailure as error:
         message = str(error)
-    files = find(hub).files if ("model", REPO) in hub.repos else {}
-    weights = files.get("adapter_model.safetensors")
+    if "create" in request_pattern and ("model", REPO) in hub.repos:
+        before = {".gitattributes": find(hub).files[".gitattributes"]}
+    if how == "write":
+        before["other.txt"] = b"from another writer"
+    after = before | FILES
+    if "README.md" in before:
+        after["README.md"] = merge_card(CARD, before["README.md"].decode()).encode()
+    commit = find_ref(hub, target)
+    files = find(hub).history[commit] if commit else before
     if how == "garble":
         assert message
         assert "not what was sent: adapter_model.safetensors" in message
         assert "refs/tags/v1" not in find(hub).refs
         state = "told, not tagged"
-    elif weights is None:
+    elif files == before:
         assert message
-        assert set(files) <= {"README.md", "notes.txt", "other.txt", ".gitattributes"}
-        assert "# Adapter" not in files.get("README.md", b"").decode()
         assert re.search(r"Nothing was sent|files are as before|Whether the commit landed is not known", message)
         state = "as before"
     else:
-        assert all(files[name] == content for name, content in FILES.items() if name != "README.md")
-        assert b"# Adapter" in files["README.md"]
-        assert ("By hand." in files["README.md"].decode()) == ("create" not in request_pattern)
-        state = "complete"
+        assert files == after
         assert count_pushes(hub) == 1
-        if message is None:
-            assert find(hub).refs["refs/tags/v1"] in find(hub).history
+        assert not re.search(r"Nothing was sent|files are as before", message or "")
+        state = "complete"
+        if message is None and target.tag:
+            assert find(hub).refs["refs/tags/v1"] == commit
+    if target in (BRANCH, PULL_REQUEST):
+        assert find(hub).files == before, "main is not touched"
     if message:
         assert re.search(r"again|token|Check|Hub refused", message), "it says what to do"
         assert TOKEN not in message
     if times == 1 and how != "garble" and how != 400:
         assert message is None, "what fails in passing is tried again"
+    assert any(re.search(request_pattern, " ".join(request)) for request in hub.requests), "the fault was met"
     FAULTS_SEEN.append(
         (request_pattern, f"{how}{' after it took effect' if late else ''}{' always' if times > 1 else ''}", state, message or "")
     )
     hub.faults.clear()
     if how != "garble":
-        push(connect(hub), FILES, Target(REPO, tag="v1"), "title")
+        push(connect(hub), FILES, target, "title")
         assert count_pushes(hub) == 1, "committed once in all"
-        assert find(hub).refs["refs/tags/v1"] in find(hub).history
+        assert target.pull_request or find(hub).refs["refs/tags/v1"] in find(hub).history
 
 
 def test_hub_that_fails_after_the_commit(hub: HubDouble) -> None:
@@ -282,6 +377,7 @@ def test_command_plans_pushes_and_reports(mini_run: Path, hub: HubDouble, tmp_pa
     shutil.copytree(mini_run, tmp_path / "run")
     command = ["-m", "publish.run", str(tmp_path / "run"), "--repo_id", REPO, "--json"]
     environment = hub.environment(tmp_path / "home")
+    del environment["HF_HUB_DISABLE_XET"]  # the double has no xet, and hf_xet is installed: a push does without it by itself
 
     def call(*more: str) -> tuple[int, dict[str, object]]:
         done = run_python(*command, *more, env=environment)

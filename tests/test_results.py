@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from eval import metrics
 from eval.metrics import compute_scores
+from eval.report import tabulate_systems
 from eval.results import complete_outputs, describe_scores
 from eval.toxicity import ToxicityModel, fit_toxicity
 from sft.data import Example, read_corpus
@@ -39,6 +41,9 @@ def test_ceiling_holds_each_rewrite_against_the_others(model: ToxicityModel) -> 
             assert ceiling["systems"][system][name]["value"] == pytest.approx(score.value)
             assert ceiling["systems"][system][name]["signature"] == f"{score.signature}|each rewrite against the others"
     assert results["systems"]["human"] == ceiling["systems"]["human"]
+    rows = tabulate_systems(results)
+    assert list(rows) == ["this adapter", "input copied", "people, on 2 sentences", "this adapter, on these 2"]
+    assert list(rows.values())[2:] == [ceiling["systems"]["human"], ceiling["systems"]["adapter"]]
     values = [ceiling["systems"][system]["bleu"]["value"] for system in ("adapter", "human")]
     assert ceiling["differences"]["human"]["bleu"]["value"] == pytest.approx(values[0] - values[1])
 
@@ -47,6 +52,7 @@ def test_rows_with_one_rewrite_each_have_no_ceiling(model: ToxicityModel) -> Non
     results, _ = describe_scores(ROWS[1:2], {"adapter": ["x"]}, model)
     assert "ceiling" not in results
     assert list(results["systems"]) == ["adapter"]
+    assert list(tabulate_systems(results)) == ["this adapter"]
     results, _ = describe_scores(ROWS, OUTPUTS, model, human=False)
     assert list(results["systems"]) == ["adapter", "copy"]
 
@@ -88,14 +94,29 @@ def test_without_sources_or_model_only_references_are_scored(model: ToxicityMode
     assert outputs == {"adapter": ["x"], "copy": ["a damn fool"]}
 
 
-def test_copying_and_cutting_words_never_win_the_joint_score() -> None:
-    """On the corpus that is held out from the classifier: people are above both, and copying is last."""
+def check_costless_texts() -> None:
+    """On the half of the corpus that the classifier does not know, hold people against what anybody gets for nothing."""
     examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples
     fitted, held_out = fit_toxicity(examples[::2]), examples[1::2]
-    texts = [example.toxic for example in held_out]
-    outputs = complete_outputs({"people": [example.references[0] for example in held_out]}, texts, fitted, ("delete", "copy"))
+    people = [example.references[0] for example in held_out]
+    systems = {"people": people, "other": people[1:] + people[:1]}
+    outputs = complete_outputs(systems, [example.toxic for example in held_out], fitted, ("delete", "copy"))
+    outputs["half"] = [" ".join(words[: len(words) // 2]) for words in map(str.split, outputs["delete"])]
     results, _ = describe_scores(held_out, outputs, fitted, human=False)
     joint = {system: scores["joint"]["value"] for system, scores in results["systems"].items()}
-    assert joint["people"] > joint["delete"] > joint["copy"]
-    assert results["differences"]["copy"]["joint"]["low"] > 0.2
-    assert results["differences"]["delete"]["joint"]["low"] > 0
+    assert joint["people"] > joint["delete"] > joint["half"] > joint["copy"]
+    assert joint["delete"] > joint["other"]
+
+
+def test_texts_that_cost_nothing_never_win_the_joint_score() -> None:
+    check_costless_texts()
+
+
+@pytest.mark.parametrize("part", ["toxicity", "content", "length"])
+def test_a_joint_score_that_lacks_a_part_is_found_out(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if part == "toxicity":
+        monkeypatch.setattr(ToxicityModel, "predict", lambda _, texts: [0.0] * len(texts))
+    else:
+        monkeypatch.setattr(metrics, {"content": "KEPT_ENOUGH", "length": "LONG_ENOUGH"}[part], 1e-9)
+    with pytest.raises(AssertionError):
+        check_costless_texts()
