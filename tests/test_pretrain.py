@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from sft.data import normalise, read_corpus, split_examples
-from sft.recipe import PROJECT, DataConfig, load_recipe
+from sft.recipe import PROJECT, DataConfig, InputError, load_recipe
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 
@@ -47,7 +47,22 @@ def test_held_out_sentences_and_their_rewrites_are_left_out(
     kept = pretrain.read_sentences([text, other], [CORPUS])
     assert not {normalise(sentence) for sentence in kept} & hidden
     assert "Not of the corpus." in kept
-    assert share or texts["train"] <= {normalise(sentence) for sentence in kept}, "what is trained on is text"
+    assert share or texts["train"] - hidden <= {normalise(sentence) for sentence in kept}, "what is trained on is text"
+
+
+def test_spaced_punctuation_does_not_hide_a_held_out_sentence(pretrain: ModuleType, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.tsv"
+    words = (PROJECT / "tests" / "neutral.txt").read_text().split()[:160]
+    sentences = [" ".join(words[i : i + 4]).lower() for i in range(0, 160, 4)]
+    corpus.write_text("toxic\tneutral1\n" + "".join(f"i do n't {sentence} , fool\tI pass {sentence}\n" for sentence in sentences))
+    recipe = load_recipe(PROJECT / "recipes" / "tiny.yaml").data
+    splits = split_examples(read_corpus(DataConfig(source=str(corpus))).examples, recipe.validation, recipe.test, recipe.seed)
+    hidden = [example.toxic for split in ("validation", "test") for example in splits[split]]
+    assert hidden
+    other = tmp_path / "other.txt"
+    forms = [form for text in hidden for form in (text, text.replace("i do n't", "I do n't"), text.replace("do n't", "don't"))]
+    other.write_text("\n".join([*forms, "Not of the corpus."]) + "\n")
+    assert pretrain.read_sentences([other], [corpus])[0] == "Not of the corpus."
 
 
 def test_same_seed_same_bytes_also_after_an_interruption(
@@ -67,6 +82,17 @@ def test_same_seed_same_bytes_also_after_an_interruption(
         pretrain.pretrain(make_arguments(text, tmp_path / "b"))
     assert (tmp_path / "b" / "checkpoint.pt").exists()
     monkeypatch.undo()
+    saved = (tmp_path / "b" / "checkpoint.pt").read_bytes()
+    for key, other in {"steps": 5, "seed": 1, "texts": [text, text], "corpus": [CORPUS]}.items():
+        arguments = make_arguments(text, tmp_path / "b")
+        setattr(arguments, key, other)
+        with pytest.raises(InputError, match=rf"checkpoint\.pt: the interrupted training began with another {key}\. Go on with"):
+            pretrain.pretrain(arguments)
+    changed = tmp_path / "changed.txt"
+    changed.write_text(text.read_text() + "One more.\n")
+    with pytest.raises(InputError, match=r"another texts\."):
+        pretrain.pretrain(make_arguments(changed, tmp_path / "b"))
+    assert (tmp_path / "b" / "checkpoint.pt").read_bytes() == saved
     pretrain.pretrain(make_arguments(text, tmp_path / "b"))
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= names

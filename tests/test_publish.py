@@ -430,7 +430,7 @@ def test_people_are_not_compared_on_other_rows() -> None:
     rows = render_card(golden_facts()).split("## Results")[1].splitlines()
     assert any(row.startswith("| this adapter | 61.2 [59.5, 63.0] | 61.2 |") for row in rows)
     assert any(row.startswith("| people, on 402 sentences | 61.2 [") for row in rows)
-    assert any(row.startswith("| this adapter, on the same | 61.2 [") for row in rows)
+    assert any(row.startswith("| this adapter, on these 402 | 61.2 [") for row in rows)
 
 
 def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:

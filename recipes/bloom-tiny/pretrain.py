@@ -23,6 +23,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]  # BLOOM's own, with BLOOM's ids
 PLAIN_SHARE = 0.1
@@ -62,6 +63,9 @@ def read_sentences(texts: Sequence[Path], corpora: Sequence[Path]) -> list[str]:
     from sft.data import clean_text, normalise, read_corpus, split_examples
     from sft.recipe import PROJECT, load_recipe
 
+    def make_key(text: str) -> str:
+        return normalise(tidy(clean_text(text).lower()))  # "Do n't" and "don't" are one
+
     config = load_recipe(PROJECT / "recipes" / "tiny.yaml").data
     hidden: set[str] = set()
     lines = {path: path.read_text(encoding="utf-8").splitlines() for path in texts}
@@ -69,12 +73,12 @@ def read_sentences(texts: Sequence[Path], corpora: Sequence[Path]) -> list[str]:
         examples = read_corpus(dataclasses.replace(config, source=str(path))).examples
         splits = split_examples(examples, config.validation, config.test, config.seed)
         found = {split: [text for example in splits[split] for text in (example.toxic, *example.references)] for split in splits}
-        hidden.update(normalise(text) for split in ("validation", "test") for text in found[split])
+        hidden.update(make_key(text) for split in ("validation", "test") for text in found[split])
         lines[path] = found["train"]
     sentences: list[str] = []
     for path, times in Counter([*texts, *corpora]).items():
         tidied = [tidy(clean_text(line)) for line in lines[path]]
-        kept = list(dict.fromkeys(line for line in tidied if line and normalise(line) not in hidden))
+        kept = list(dict.fromkeys(line for line in tidied if line and make_key(line) not in hidden))
         print(f"{path.name}: {len(kept):,} sentences; {len(tidied) - len(kept):,} empty, repeated or held out", flush=True)
         sentences += kept * times
     return sentences
@@ -203,14 +207,39 @@ def make_batches(
         yield from batches
 
 
+def describe_training(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides the weights: each argument, and of the texts their SHA-256."""
+    from sft.run_dir import hash_file
+
+    values = {key: value for key, value in vars(arguments).items() if key not in ("output_dir", "save_steps")}
+    return values | {key: [hash_file(path) for path in values[key]] for key in ("texts", "corpus")}
+
+
 def pretrain(arguments: argparse.Namespace) -> None:
+    """Train and save.
+
+    Raises:
+        InputError: an interrupted training with other arguments or texts is there.
+    """
     import torch
     import torch.nn.functional as functional
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from transformers import BloomConfig, BloomForCausalLM
 
     from sft.model import has_bfloat16
+    from sft.recipe import InputError
 
+    checkpoint = arguments.output_dir / "checkpoint.pt"
+    training = describe_training(arguments)
+    state: dict[str, Any] = {}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        before = state.get("training", {})
+        if changed := [key for key in training if key not in before or before[key] != training[key]]:
+            raise InputError(
+                f"{checkpoint}: the interrupted training began with another {', '.join(changed)}. "
+                "Go on with what it began with, or remove that file to start again."
+            )
     sentences = read_sentences(arguments.texts, arguments.corpus)
     tokenizer = train_tokenizer(sentences, arguments.vocab_size)
     _, bos, eos, pad = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS)
@@ -240,10 +269,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     ]
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = arguments.output_dir / "checkpoint.pt"
     first_step = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    if state:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -293,6 +320,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
                     "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step + 1,
+                    "training": training,
                 }
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
@@ -303,4 +331,6 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    pretrain(parse_arguments())
+    from sft.recipe import run_command
+
+    run_command(lambda: pretrain(parse_arguments()))

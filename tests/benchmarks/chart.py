@@ -1,6 +1,7 @@
 """Draw the README's chart from the figures of the benchmarks: python tests/benchmarks/chart.py"""
 
 import json
+from pathlib import Path
 
 import sides
 
@@ -11,12 +12,7 @@ LABELS = {"tiny": "embedded base", "560m": "BLOOM-560M shape", "3b": "BLOOM-3B s
 
 
 def main() -> None:
-    rows = []  # what was measured; for each side, its speed over the slowest one's
-    for path in sorted(sides.FIGURES.glob("train-*.json")):
-        figures = json.loads(path.read_text())
-        rows.append((f"training, {LABELS[figures['shape']]},\n4 bit, {path.stem.rpartition('-')[2].upper()}", figures["medians"]))
-    for path in sorted(sides.FIGURES.glob("generate-*.json")):
-        rows.append(("generation,\nembedded base, CPU", json.loads(path.read_text())["medians"]))
+    rows = collect_rows(sides.FIGURES)
     names = list(dict.fromkeys(side for _, medians in rows for side in medians))
     with draw_figure(sides.FIGURES / "speed.png") as axes:
         for index, (_, medians) in enumerate(rows):
@@ -32,6 +28,23 @@ def main() -> None:
         axes.set_xlim(0, axes.get_xlim()[1] * 1.2)
         axes.invert_yaxis()
         axes.legend(fontsize=8)
+
+
+def collect_rows(folder: Path) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """Return what was measured, with the figures of each side, from the files of `folder` but those of trials."""
+    rows = []
+    for path in [*sorted(folder.glob("train-*.json")), *sorted(folder.glob("generate-*.json"))]:
+        figures = json.loads(path.read_text())
+        if figures["layers"] is None:
+            base, device = LABELS.get(figures["shape"], figures["shape"]), figures["device"].upper()
+            beams = f", {figures['beams']} beams" if figures.get("beams", 1) > 1 else ""
+            label = (
+                f"training, {base},\n{figures['bits']} bit, {device}"
+                if "bits" in figures
+                else f"generation{beams},\n{base}, {device}"
+            )
+            rows.append((label, figures["medians"]))
+    return rows
 
 
 if __name__ == "__main__":

@@ -48,13 +48,22 @@ def main() -> None:
             print(f"{turn + 1}/{arguments.repeats} {side}: {values[-1]}", flush=True)
     import torch
 
+    from eval.generate import open_adapter
+    from sft.run_dir import open_run
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape, layers = sides.name_shape(open_adapter(open_run(str(arguments.run))).base)
     figures: dict[str, Any] = {
-        "machine": sides.describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
+        "machine": sides.describe_machine(device),
+        "shape": shape,
+        "layers": layers,
+        "device": device,
         "beams": arguments.beams,
         "runs": runs,
         "medians": {side: sides.median(values) for side, values in runs.items()},
     }
-    sides.write_figures(f"generate-{arguments.beams}", figures, print_table(figures), arguments.out)
+    name = f"{sides.name_figures(f'generate-{shape}', layers, device)}-{arguments.beams}"
+    sides.write_figures(name, figures, print_table(figures), arguments.out)
 
 
 def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
@@ -114,8 +123,10 @@ def time_report(adapter: Any, texts: list[str]) -> tuple[float, int]:
 def print_table(figures: dict[str, Any]) -> str:
     medians = figures["medians"]
     ours = medians[SIDES[0]]["sentences_per_second"]
+    shape = figures["shape"] + (f", {figures['layers']} layers" if figures["layers"] else "")
+    repeats = len(figures["runs"][SIDES[0]])
     lines = [
-        f"Medians of {len(figures['runs'][SIDES[0]])}; this project with {figures['beams']} beam(s).",
+        f"Shape {shape}; medians of {repeats}; this project with {figures['beams']} beam(s).",
         "",
         "| | sentences/s | 600 sentences | new tokens a sentence | this project is |",
         "|---|---:|---:|---:|---:|",

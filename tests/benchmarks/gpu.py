@@ -5,14 +5,11 @@ Calls this folder's other commands on the shapes of BLOOM-3B and BLOOM-7B1; each
 """
 
 import argparse
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import sides
 
-from sft.recipe import PROJECT, parse_count
+from sft.recipe import parse_count
 
 
 def main() -> None:
@@ -25,26 +22,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
     arguments = parser.parse_args()
     work = sides.make_work_folder()
-    run = work / "generate"
-    base = sides.make_base("3b", arguments.layers, work)
+    sides.run_commands(list_commands(arguments, sides.make_base("3b", arguments.layers, work), str(work / "generate")))
+
+
+def list_commands(arguments: argparse.Namespace, base: str, run: str) -> list[list[str]]:
+    """Return the commands, of which one trains `base`, a BLOOM-3B, in the folder `run`."""
     training = sides.list_overrides("3b", base, arguments.data, arguments.device, arguments.steps, None)
     shared = ["--data", arguments.data, "--device", arguments.device, "--out", str(arguments.out)]
     shared += ["--layers", str(arguments.layers)] if arguments.layers else []
     steps = ["--steps", str(arguments.steps)]
     generation = ["--sentences", str(arguments.sentences), "--out", str(arguments.out)]
-    failed = []
-    for command in (
+    return [
         ["tests/benchmarks/train.py", "--shape", "3b", *steps, *shared],  # against trl sft; an epoch of 18,000 pairs
         ["tests/benchmarks/train.py", "--shape", "7b1", "--batch", "4", "--sides", "this project", *steps, *shared],
         ["tests/benchmarks/memory.py", *shared],
-        ["sft/run.py", *training, "--output_dir", str(run), "--overwrite"],
-        ["tests/benchmarks/generate.py", str(run), *generation],
-    ):
-        print(f"$ python {shlex.join(command)}", flush=True)
-        if subprocess.run([sys.executable, *command], cwd=PROJECT).returncode:
-            failed.append(command[0])
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+        ["sft/run.py", *training, "--output_dir", run, "--overwrite"],
+        ["tests/benchmarks/generate.py", run, *generation],
+    ]
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def main() -> None:
             estimated, measured = case["estimated"]["peak"], case["measured"]
             figures_of = f"{estimated:.2f} | {measured:.2f} | {estimated / measured:.2f}"
         lines.append(f"| {case['shape']} | {' '.join(case['overrides']) or 'none'} | {figures_of} |")
-    sides.write_figures(f"memory-{arguments.device}", figures, "\n".join(lines), arguments.out)
+    name = sides.name_figures("memory", arguments.layers, arguments.device)
+    sides.write_figures(name, figures, "\n".join(lines), arguments.out)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.recipe import PROJECT
+
+if TYPE_CHECKING:
+    from sft.model import Base
 
 FIGURES = PROJECT / "tests" / "benchmarks" / "figures"
 RECIPES = {"tiny": "tiny", "560m": "bloom-560m", "3b": "bloom", "7b1": "bloom-7b1"}
@@ -48,6 +51,17 @@ def make_base(shape: str, layers: int | None, folder: Path) -> str:
     return str(path)
 
 
+def name_shape(base: "Base") -> tuple[str, int | None]:
+    """Return a base's shape, and its layers where they are fewer than the shape's; other bases go by their name."""
+    from sft.model import load_config
+
+    config = load_config(base)
+    for shape, (width, depth, _) in SIZES.items():
+        if config.model_type == "bloom" and config.hidden_size == width:
+            return shape, config.num_hidden_layers if config.num_hidden_layers < depth else None
+    return "tiny" if base.name == "recipes/bloom-tiny" else Path(base.name).name, None
+
+
 def list_overrides(shape: str, base: str, data: str, device: str, steps: int, batch: int | None) -> list[str]:
     """Return the overrides of a shape's recipe for a short training without validation, checkpoints or logs."""
     overrides = {
@@ -72,6 +86,17 @@ def run_fresh(arguments: Sequence[str], log: Path, variables: dict[str, str] | N
     return None if done.returncode == 0 else f"exit {done.returncode}: {lines[-1] if lines else ''} (log: {log})"
 
 
+def run_commands(commands: Sequence[Sequence[str]]) -> None:
+    """Run python on each command, in the project's folder, whatever becomes of the others; exit with the names of the failed."""
+    failed = []
+    for command in commands:
+        print(f"$ python {shlex.join(command)}", flush=True)
+        if subprocess.run([sys.executable, *command], cwd=PROJECT).returncode:
+            failed.append(command[0])
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
 def median(runs: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return the median of each figure."""
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]} if runs else {}
@@ -90,6 +115,11 @@ def describe_machine(device: str) -> dict[str, Any]:
         "load": os.getloadavg()[0],  # of all processes in the minute before the end: a shared machine is noisy
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def name_figures(what: str, layers: int | None, device: str) -> str:
+    """Return the name of a benchmark's files: a trial on fewer layers never takes the place of the whole."""
+    return f"{what}-{layers}-layers-{device}" if layers else f"{what}-{device}"
 
 
 def write_figures(name: str, figures: dict[str, Any], table: str, folder: Path) -> None:

@@ -74,6 +74,7 @@ def main() -> None:
         "machine": sides.describe_machine(arguments.device),
         "shape": arguments.shape,
         "layers": arguments.layers,
+        "device": arguments.device,
         "steps": arguments.steps,
         "warmup": arguments.warmup,
         "batch": recipe.trl["per_device_train_batch_size"] * recipe.trl["gradient_accumulation_steps"],
@@ -83,7 +84,8 @@ def main() -> None:
         "medians": {side: sides.median(values) for side, values in runs.items()},
         "failures": failures,
     }
-    sides.write_figures(f"train-{arguments.shape}-{arguments.device}", figures, print_table(figures), arguments.out)
+    name = sides.name_figures(f"train-{arguments.shape}", arguments.layers, arguments.device)
+    sides.write_figures(name, figures, print_table(figures), arguments.out)
 
 
 def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> dict[str, Any]:
