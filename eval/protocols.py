@@ -216,12 +216,11 @@ def describe_protocols(rows: Sequence[Sentences], commits: Mapping[str, str]) ->
     """Return each protocol's part of results.json: its scores of each system, with intervals, differences and models."""
     described = []
     for name in rows[0]:
-        protocol = PROTOCOLS[name]
+        protocol, signatures = PROTOCOLS[name], sign_measures(name, commits)
         systems = {}
         for system in rows[0][name]:
             values = {measure: np.array([row[name][system][measure] for row in rows]) for measure in MEASURES}
             values["J"] = values["STA"] * values["SIM"] * values["FL"]
-            signatures = sign_measures(name, commits)
             systems[system] = {
                 measure: score_mean(f"{name} {measure}", signatures[measure], column.tolist())
                 for measure, column in values.items()
