@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import compute_chrf, score_mean
-from eval.results import describe_systems
+from eval.metrics import Score, compute_chrf, score_mean
+from eval.results import BESIDE, describe_beside_people, take_apart
 from sft.data import Example
 from sft.hub import explain_errors
 from sft.recipe import InputError
@@ -30,7 +30,8 @@ BATCH, LONGEST = 32, 512  # texts; tokens, as the protocols have them
 MEASURES = ("STA", "SIM", "FL")  # of which J is the product
 
 Texts = Sequence[str]
-Sentences = dict[str, dict[str, dict[str, float]]]  # one row's scores by protocol, system and measure
+# One row's scores by protocol, then "systems" or "ceiling" (people, and the first system beside them), system and measure.
+Sentences = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,11 @@ def resolve_models(names: Sequence[str], pins: Sequence[str]) -> dict[str, str]:
 
 
 def score_protocols(
-    names: Sequence[str], commits: Mapping[str, str], examples: Sequence[Example], outputs: Mapping[str, Texts]
+    names: Sequence[str],
+    commits: Mapping[str, str],
+    examples: Sequence[Example],
+    outputs: Mapping[str, Texts],
+    human: bool = True,
 ) -> list[Sentences]:
     """Return the sentence scores of each row, by protocol, system and measure: what `describe_protocols` takes.
 
@@ -196,39 +201,79 @@ def score_protocols(
         names: keys of PROTOCOLS.
         commits: see `resolve_models`.
         outputs: for each system a text a row.
+        human: whether each human rewrite is scored against the others of its sentence, and the first system beside it; of
+            a sentence with several the mean is taken, of J of the products.
 
     Raises:
         InputError: a model can't be downloaded, or is not what the protocol takes it for.
     """
-    sources, references = [example.toxic for example in examples], [example.references[0] for example in examples]
+    first = next(iter(outputs))
+    others, texts, starts = take_apart(examples, {first: outputs[first]}) if human else ([], {}, [])
+    sizes = np.diff([*starts, len(others)])
     rows: list[Sentences] = [{} for _ in examples]
     for name in names:
         protocol = PROTOCOLS[name]
         models = {role: load_model(role, protocol, commits) for role in protocol.models if role not in PARTS}
-        for system, texts in outputs.items():
-            for measure, values in protocol.score(models, sources, texts, references).items():
-                for row, value in zip(rows, values.tolist(), strict=True):
-                    row.setdefault(name, {}).setdefault(system, {})[measure] = round(value, 6)
+        for row in rows:
+            row[name] = {"systems": {}}
+        for system, values in outputs.items():
+            put_scores(rows, name, "systems", system, score_texts(protocol, models, examples, values))
+        several = [row for row, example in zip(rows, examples, strict=True) if len(example.references) > 1]
+        for system, values in texts.items() if others else ():
+            scores = score_texts(protocol, models, others, values)
+            scores["J"] = multiply(scores)
+            means = {measure: np.add.reduceat(column, starts) / sizes for measure, column in scores.items()}
+            put_scores(several, name, "ceiling", system, means)
     return rows
 
 
+def score_texts(
+    protocol: Protocol, models: Mapping[str, Any], examples: Sequence[Example], texts: Texts
+) -> dict[str, np.ndarray]:
+    return protocol.score(models, [e.toxic for e in examples], texts, [e.references[0] for e in examples])
+
+
+def multiply(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return J of each row, shape (rows,)."""
+    return np.prod([scores[measure] for measure in MEASURES], axis=0)
+
+
+def put_scores(rows: Sequence[Sentences], name: str, part: str, system: str, scores: Mapping[str, np.ndarray]) -> None:
+    for measure, values in scores.items():
+        for row, value in zip(rows, values.tolist(), strict=True):
+            row[name].setdefault(part, {}).setdefault(system, {})[measure] = round(value, 6)
+
+
 def describe_protocols(rows: Sequence[Sentences], commits: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return each protocol's part of results.json: its scores of each system, with intervals, differences and models."""
+    """Return each protocol's part of results.json: its scores of each system and of people, with intervals, and its models."""
     described = []
     for name in rows[0]:
         protocol, signatures = PROTOCOLS[name], sign_measures(name, commits)
         systems = {}
-        for system in rows[0][name]:
-            values = {measure: np.array([row[name][system][measure] for row in rows]) for measure in MEASURES}
-            values["J"] = values["STA"] * values["SIM"] * values["FL"]
-            systems[system] = {
-                measure: score_mean(f"{name} {measure}", signatures[measure], column.tolist())
-                for measure, column in values.items()
-            }
+        for system, columns in gather_scores([row[name]["systems"] for row in rows]).items():
+            systems[system] = score_means(name, signatures, columns | {"J": multiply(columns)})
+        ceiling = {}
+        several = [row[name]["ceiling"] for row in rows if "ceiling" in row[name]]
+        for system, columns in gather_scores(several).items():
+            signed = {measure: f"{signature}|{BESIDE}" for measure, signature in signatures.items()}
+            ceiling[system] = score_means(name, signed, columns)
         used = {model: commits[model] for model in protocol.models.values()}
         part: dict[str, Any] = {"protocol": name, "source": protocol.source, "note": protocol.note, "models": used}
-        described.append(part | describe_systems(systems))
+        described.append(part | describe_beside_people(systems, ceiling, len(several)))
     return described
+
+
+def gather_scores(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return for each system and measure the rows' scores, of shape (rows,)."""
+    first = rows[0] if rows else {}
+    return {
+        system: {measure: np.array([row[system][measure] for row in rows]) for measure in measures}
+        for system, measures in first.items()
+    }
+
+
+def score_means(name: str, signatures: Mapping[str, str], columns: Mapping[str, np.ndarray]) -> dict[str, Score]:
+    return {measure: score_mean(f"{name} {measure}", signatures[measure], values.tolist()) for measure, values in columns.items()}
 
 
 def sign_measures(name: str, commits: Mapping[str, str]) -> dict[str, str]:

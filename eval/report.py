@@ -214,11 +214,11 @@ def describe_difference(results: Mapping[str, Any], system: str) -> str:
 
 
 def tabulate_protocol(part: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of a protocol's table, its head first: each system's measures with their intervals."""
+    """Return the rows of a protocol's table, its head first: as in `tabulate_systems`, each with its measures' intervals."""
     measures = list(next(iter(part["systems"].values())))
     rows = [[part["protocol"], *measures]]
-    for system, scores in part["systems"].items():
-        rows.append([name_system(system), *(format_interval(measure, scores[measure]) for measure in measures)])
+    for label, scores in tabulate_systems(part).items():
+        rows.append([label, *(format_interval(measure, scores[measure]) for measure in measures)])
     return rows
 
 

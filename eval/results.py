@@ -14,6 +14,7 @@ from sft.data import Example
 SCHEMA = 3
 GENERATED = ("unpenalised", "base", "few_shot")  # beside the adapter
 SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
+BESIDE = "each rewrite against the others"  # in the signatures of people's scores
 SHORT, LONG = 8, 15  # words: shorter than the one, as long as the other
 
 Systems = Mapping[str, Mapping[str, Score]]
@@ -43,11 +44,8 @@ def describe_scores(
         human: whether each human rewrite is scored against the others of its sentence.
     """
     systems = score_systems(examples, outputs, model)
-    results = describe_systems(systems)
     ceiling = score_ceiling(examples, outputs, model) if human else {}
-    if ceiling:
-        results["ceiling"] = {"rows": sum(len(example.references) > 1 for example in examples), **describe_systems(ceiling)}
-        results["systems"]["human"] = results["ceiling"]["systems"]["human"]
+    results = describe_beside_people(systems, ceiling, sum(len(example.references) > 1 for example in examples))
     results["slices"] = describe_slices(examples, systems, model)
     results["intervals"] = {"method": "percentile bootstrap over sentences", "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
     first = next(iter(systems.values()))
@@ -69,20 +67,39 @@ def score_ceiling(examples: Sequence[Example], outputs: Mapping[str, Sequence[st
     Fewer references give lower scores, so people can be compared with nobody but on these rows and references. A
     sentence counts once for each of its rewrites; intervals are over sentences.
     """
-    places = [(row, left) for row, e in enumerate(examples) if len(e.references) > 1 for left in range(len(e.references))]
-    if not places:
+    others, texts, starts = take_apart(examples, outputs)
+    if not others:
         return {}
+    return {
+        name: {metric: score.join(starts, BESIDE) for metric, score in scores.items()}
+        for name, scores in score_systems(others, texts, model).items()
+    }
+
+
+def take_apart(
+    examples: Sequence[Example], outputs: Mapping[str, Sequence[str]]
+) -> tuple[list[Example], dict[str, list[str]], list[int]]:
+    """Return a row for each rewrite of sentences with several, the systems' outputs for it, and where each sentence starts.
+
+    Such a row's references are the other rewrites, and the output of the system "human" is the rewrite itself.
+    """
+    places = [(row, left) for row, e in enumerate(examples) if len(e.references) > 1 for left in range(len(e.references))]
     others = [
         Example(examples[row].toxic, tuple(text for number, text in enumerate(examples[row].references) if number != left))
         for row, left in places
     ]
     texts = {name: [values[row] for row, _ in places] for name, values in outputs.items()}
     texts["human"] = [examples[row].references[left] for row, left in places]
-    starts = [index for index, (_, left) in enumerate(places) if left == 0]
-    return {
-        name: {metric: score.join(starts, "each rewrite against the others") for metric, score in scores.items()}
-        for name, scores in score_systems(others, texts, model).items()
-    }
+    return others, texts, [index for index, (_, left) in enumerate(places) if left == 0]
+
+
+def describe_beside_people(systems: Systems, ceiling: Systems, rows: int) -> dict[str, Any]:
+    """Return `systems`, `differences` and, where there is a `ceiling`, that of results.json, on so many rows."""
+    results = describe_systems(systems)
+    if ceiling:
+        results["ceiling"] = {"rows": rows, **describe_systems(ceiling)}
+        results["systems"]["human"] = results["ceiling"]["systems"]["human"]
+    return results
 
 
 def describe_systems(systems: Systems) -> dict[str, Any]:

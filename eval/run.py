@@ -75,10 +75,11 @@ def main() -> None:
     if state.is_main_process:
         model = fit_toxicity(train)
         outputs = complete_outputs(generated, texts, model, settings.baselines)
-        scores, sentences = describe_scores(rows.examples, outputs, model, "human" in settings.baselines)
+        human = "human" in settings.baselines
+        scores, sentences = describe_scores(rows.examples, outputs, model, human)
         accuracy = model.measure_accuracy(read_split(run, "validation"))
         scores["stress"] = judge_outputs(stressed) if settings.stress else []
-        judged = score_protocols(settings.protocols, commits, rows.examples, outputs)
+        judged = score_protocols(settings.protocols, commits, rows.examples, outputs, human)
         scores["protocols"] = describe_protocols(judged, commits)
         if unrewritten:
             lines = [line | {"prediction": attempt} for line, attempt in zip(lines, attempts, strict=True)]

@@ -16,6 +16,7 @@ from mini_xcomet import make_xcomet
 from eval import protocols
 from eval.evaluation import read_evaluation
 from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
+from eval.report import tabulate_protocol
 from publish.plan import write_publish_folder
 from sft import recipe
 from sft.data import Example
@@ -200,13 +201,43 @@ def test_j_is_the_mean_of_the_sentences_products(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(protocols, "load_model", lambda role, *_: models[role])
     examples = [Example(f"rude {number}", (f"kind {number}", "unused")) for number in (1, 2)]
     commits = dict.fromkeys(PROTOCOLS["pan-2025"].models.values(), "0" * 40)
-    rows = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]})
-    assert rows[1]["pan-2025"]["adapter"] == {"STA": 1, "SIM": 0.4, "FL": -0.25}
+    rows = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]}, human=False)
+    assert rows[1]["pan-2025"]["systems"]["adapter"] == {"STA": 1, "SIM": 0.4, "FL": -0.25}
     (part,) = protocols.describe_protocols(rows, commits)
     scores = {measure: score["value"] for measure, score in part["systems"]["adapter"].items()}
     # STA: (0.8 + 1) / 2, below the reference's 0.9; and 1, as 0.6 is above 0.5. SIM: 0.4 * 0.5 + 0.6 * 1; 0.4 * 0.25 + 0.6 * 0.5.
     expected = {"STA": (0.9 + 1) / 2, "SIM": (0.8 + 0.4) / 2, "FL": (0.5 - 0.25) / 2, "J": (0.9 * 0.8 * 0.5 - 1 * 0.4 * 0.25) / 2}
     assert scores == pytest.approx(expected)
+
+
+def test_people_are_held_against_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, paradetox-2022 on two sentences with two rewrites and three, and one with a single one, which does not count."""
+    neutral = {"a1": 1, "a2": 0, "b1": 1, "b2": 1, "b3": 0, "c1": 1, "out a": 1, "out b": 1, "out c": 0}
+    models = {
+        "STA": Fixed(neutral),
+        "SIM": Fixed({"a": 0.8, "b": 0.6, "c": 0.1}),  # by the source
+        "FL": Fixed(neutral | {"b2": 0, "out a": 0}),
+    }
+    monkeypatch.setattr(protocols, "load_model", lambda role, *_: models[role])
+    examples = [Example("a", ("a1", "a2")), Example("c", ("c1",)), Example("b", ("b1", "b2", "b3"))]
+    commits = dict.fromkeys(PROTOCOLS["paradetox-2022"].models.values(), "0" * 40)
+    outputs = {"adapter": ["out a", "out c", "out b"], "copy": ["a1", "c1", "b1"]}
+    rows = protocols.score_protocols(["paradetox-2022"], commits, examples, outputs)
+    assert "ceiling" not in rows[1]["paradetox-2022"]
+    (part,) = protocols.describe_protocols(rows, commits)
+    people, beside = part["ceiling"]["systems"]["human"], part["ceiling"]["systems"]["adapter"]
+    # J of a: (1 * 0.8 * 1 + 0) / 2; of b: (1 * 0.6 * 1 + 1 * 0.6 * 0 + 0) / 3.
+    expected = {"STA": (1 / 2 + 2 / 3) / 2, "SIM": 0.7, "FL": (1 / 2 + 1 / 3) / 2, "J": (0.4 + 0.2) / 2}
+    assert {measure: score["value"] for measure, score in people.items()} == pytest.approx(expected, abs=1e-6)
+    assert {measure: score["value"] for measure, score in beside.items()} == pytest.approx(
+        {"STA": 1, "SIM": 0.7, "FL": 0.5, "J": 0.3}
+    )
+    assert part["ceiling"]["rows"] == 2
+    assert part["systems"]["human"] == people
+    assert people["J"]["signature"].endswith("|each rewrite against the others|aggregate:mean")
+    assert part["systems"]["adapter"]["J"]["value"] == pytest.approx(0.2)  # of all three
+    labels = [row[0] for row in tabulate_protocol(part)]
+    assert labels == ["paradetox-2022", "this adapter", "input copied", "people, on 2 sentences", "this adapter, on these 2"]
 
 
 def test_signatures_name_models_and_formulas() -> None:
@@ -229,7 +260,7 @@ def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, 
     commits = dict.fromkeys(PROTOCOLS["pan-2024"].models.values(), "0" * 40)
     for number, line in enumerate(lines):
         scores = {"STA": 0.5, "SIM": 0.9, "FL": number / len(lines)}
-        line["protocols"] = {"pan-2024": {"adapter": scores, "copy": scores | {"STA": 0.1}}}
+        line["protocols"] = {"pan-2024": {"systems": {"adapter": scores, "copy": scores | {"STA": 0.1}}}}
     results["protocols"] = protocols.describe_protocols([line["protocols"] for line in lines], commits)
     write_json_lines(run.eval / "predictions.jsonl", lines)
     write_json(run.eval / "results.json", results)
@@ -273,11 +304,11 @@ def test_all_protocols_from_the_hub(hub: HubDouble, folders: dict[str, Path], as
         assert part["models"] == {model: commits[model] for model in PROTOCOLS[name].models.values()}
         assert {"adapter", "copy", "delete"} <= part["systems"].keys()
         assert part["systems"]["copy"]["SIM"]["value"] <= 1 + 1e-6
-        assert part["systems"]["adapter"].keys() == {"STA", "SIM", "FL", "J"}
+        assert part["systems"]["adapter"].keys() == part["ceiling"]["systems"]["human"].keys() == {"STA", "SIM", "FL", "J"}
         signatures = {score["signature"] for score in part["systems"]["adapter"].values()}
         assert all(signature.startswith(f"{name}|") for signature in signatures)
     lines = read_json_lines(asked / "eval" / "predictions.jsonl")
-    assert all(line["protocols"]["pan-2025"]["adapter"].keys() == {"STA", "SIM", "FL"} for line in lines)
+    assert all(line["protocols"]["pan-2025"]["systems"]["adapter"].keys() == {"STA", "SIM", "FL"} for line in lines)
     done = run_python("-m", "publish.run", asked, env=env | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     card = (asked / "publish" / "README.md").read_text()

@@ -321,11 +321,12 @@ def test_hub_that_fails_after_the_commit(hub: HubDouble) -> None:
 
 def test_ten_publishers_at_once(hub: HubDouble) -> None:
     hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
+    api = connect(hub)  # once: it closes the process's HTTP client, in the middle of another thread's request too
 
     def publish(number: int) -> str:
         files = FILES | {f"{number}.txt": b"%d" % number}
         try:
-            push(connect(hub), files, Target(REPO), f"publisher {number}")
+            push(api, files, Target(REPO), f"publisher {number}")
         except HubFailure as error:
             return str(error)
         return ""
