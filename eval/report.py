@@ -208,9 +208,17 @@ def describe_differences(results: Mapping[str, Any]) -> list[str]:
 
 
 def describe_difference(results: Mapping[str, Any], system: str) -> str:
-    interval = Interval(**results["differences"][system]["bleu"])
-    text = f"BLEU {interval.value:+.1f} [{interval.low:.1f}, {interval.high:.1f}] against {name_system(system)}"
-    return text if interval.excludes_zero() else f"{text} (not significant, the interval holds 0)"
+    differences = {name: Interval(**difference) for name, difference in results["differences"][system].items()}
+    bleu = differences["bleu"]
+    text = f"BLEU {bleu.value:+.1f} [{bleu.low:.1f}, {bleu.high:.1f}] against {name_system(system)}"
+    if not bleu.excludes_zero():
+        text += " (not significant, the interval holds 0)"
+    noise = [
+        label
+        for name, label in LABELS.items()
+        if name != "bleu" and name in differences and not differences[name].excludes_zero()
+    ]
+    return f"{text}; inside the noise are {', '.join(noise)}" if noise else text
 
 
 def tabulate_protocol(part: Mapping[str, Any]) -> list[list[str]]:

@@ -46,7 +46,7 @@ SETTINGS = (
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 EXAMPLES = ("disguised swearing", "shouting", "clean sentences")  # groups of eval/stress.py whose first case is shown
 SCORED = {"copy": "copying the input scores", "delete": "cutting its listed words", "base": "the untuned base"}
-SLICED = ("copy", "delete", "human")
+SLICED = ("copy", "delete")
 WITH_INTERVAL = ("bleu", "toxicity", "joint")  # in the table; with all of them it would be too wide to read
 METRICS = LABELS | {
     "bleu_first": "BLEU, first reference",
@@ -124,6 +124,7 @@ def render_card(facts: CardFacts) -> str:
         base=results["base"],
         manifest=facts.manifest,
         environment=facts.environment,
+        hardware=name_hardware(facts.environment["hardware"]),
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
         example=next(iter(choose_examples(results, facts.lexicon)), None),
@@ -315,6 +316,14 @@ def build_metadata(facts: CardFacts) -> str:
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
     if examples := choose_examples(results, facts.lexicon):
         extra["widget"] = [{"text": format_prompt(text), "output": {"text": output}} for text, output in examples]
+    if emissions := facts.environment["training"].get("emissions"):
+        extra["co2_eq_emissions"] = {
+            "emissions": 1000 * emissions["kg_co2eq"],  # grams
+            "source": emissions["estimated_by"],
+            "training_type": "fine-tuning",
+            "geographical_location": emissions["country"],
+            "hardware_used": name_hardware(facts.environment["hardware"]),
+        }
     return ModelCardData(
         base_model=base["name"] if base["revision"] else None,
         datasets=[data["source"]] if from_hub else None,
@@ -327,6 +336,10 @@ def build_metadata(facts: CardFacts) -> str:
         eval_results=evaluations,
         **extra,
     ).to_yaml()
+
+
+def name_hardware(hardware: Mapping[str, Any]) -> str:
+    return ", ".join(hardware["gpus"]) or count(hardware["cpu_count"], "CPU core")
 
 
 def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:

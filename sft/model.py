@@ -4,6 +4,7 @@ torch and transformers take seconds to import; they are imported where they are 
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -141,6 +142,15 @@ def find_machine_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(f"found {name!r}, expected none, all, or some of {known}.", "report_to")
         elif name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations():
             yield RecipeError(f"{name} is not installed. Install it, or use report_to: none.", "report_to")
+    country = recipe.publish.emissions_country
+    if country and importlib.util.find_spec("codecarbon") is None:
+        message = "codecarbon is not installed. Install it: pip install -e '.[emissions]'"
+        yield RecipeError(message, "publish.emissions_country")
+    elif country:
+        import pycountry
+
+        if pycountry.countries.get(alpha_3=country) is None:
+            yield RecipeError(f"found {country!r}, which is no country's code (ISO 3166).", "publish.emissions_country")
     if not torch.cuda.is_available() or trl["use_cpu"]:
         if trl["fp16"] or trl["dtype"] == "float16":
             yield RecipeError(

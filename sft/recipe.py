@@ -193,6 +193,11 @@ class PublishConfig:
     private: bool = describe("whether that repository is private", True)
     license: str | None = describe("licence of the adapter: the base model's, where it covers derivatives", None)
     data_license: str | None = describe("licence of the training data", None)
+    emissions_country: str | None = describe(
+        "country of the power grid, as three letters (ISO 3166), such as FRA: then codecarbon estimates what the training emits "
+        "(pip install -e '.[emissions]')",
+        None,
+    )
 
 
 SECTIONS: dict[str, type] = {"data": DataConfig, "eval": EvalConfig, "publish": PublishConfig}
@@ -562,6 +567,9 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(f"found {pin!r}, expected model@commit, such as owner/name@0123abc.", "eval.pins")
     if recipe.publish.repo_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.publish.repo_id):
         yield RecipeError(f"found {recipe.publish.repo_id!r}, expected owner/name.", "publish.repo_id")
+    if recipe.publish.emissions_country and not re.fullmatch("[A-Z]{3}", recipe.publish.emissions_country):
+        message = f"found {recipe.publish.emissions_country!r}, expected a country's three letters (ISO 3166), such as FRA."
+        yield RecipeError(message, "publish.emissions_country")
 
 
 def find_path(name: str) -> Path | None:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import resource
@@ -168,6 +169,10 @@ def record_training(trainer: SFTTrainer, run: RunDir) -> None:
         ),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if "kg_co2eq" in log[-1]:
+        country = load_recipe(run.recipe).publish.emissions_country
+        tool = f"codecarbon {importlib.metadata.version('codecarbon')}"
+        environment["training"]["emissions"] = {"kg_co2eq": log[-1]["kg_co2eq"], "country": country, "estimated_by": tool}
     write_json(run.environment, environment)
     plot_loss(log, run.plots / "loss.png")
 
@@ -289,7 +294,8 @@ def build_trainer(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLog(run, len(rows) / len(dataset) if packed else 1.0, console))
+    samples_per_row = len(rows) / len(dataset) if packed else 1.0
+    trainer.add_callback(ProgressLog(run, samples_per_row, console, preflight.recipe.publish.emissions_country))
     return trainer
 
 
@@ -298,11 +304,13 @@ class ProgressLog(TrainerCallback):
 
     A line holds `step`, `epoch`, `seconds` since the start, `train_seconds` spent in training steps (without validation,
     checkpoints and start-up), `samples_per_second` over these, and TRL's own figures: `loss` (nats a scored token),
-    `learning_rate`, `grad_norm`, …, or `eval_loss`. All of them count on after an interruption. The last line sums up.
+    `learning_rate`, `grad_norm`, …, or `eval_loss`. With a country (`publish.emissions_country`) there is `kg_co2eq`, too,
+    what codecarbon estimates that this machine has emitted since the start. All of them count on after an interruption.
+    The last line sums up.
     """
 
-    def __init__(self, run: RunDir, samples_per_row: float, console: Console) -> None:
-        self.run = run
+    def __init__(self, run: RunDir, samples_per_row: float, console: Console, country: str | None) -> None:
+        self.run, self.country, self.tracker = run, country, None
         self.samples_per_row = samples_per_row
         self.console = console
         columns = (
@@ -320,6 +328,9 @@ class ProgressLog(TrainerCallback):
             log = read_json_lines(self.run.train_log)
             self.earlier: float = log[-1]["seconds"] if log else 0.0
             self.train_seconds: float = log[-1]["train_seconds"] if log else 0.0
+            if self.country:
+                self.emitted: float = log[-1]["kg_co2eq"] if log else 0.0
+                self.tracker = start_tracker(self.country)
             self.begin, self.first_step = time.monotonic(), state.global_step
             self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
             self.progress.start()
@@ -353,13 +364,14 @@ class ProgressLog(TrainerCallback):
     def start_line(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         speed = state.global_step * batch * self.samples_per_row / self.train_seconds if self.train_seconds else 0.0
-        return {
+        line = {
             "step": state.global_step,
             "epoch": state.epoch,
             "seconds": round(self.earlier + time.monotonic() - self.begin, 2),
             "train_seconds": round(self.train_seconds, 2),
             "samples_per_second": round(speed, 1),
         }
+        return line | ({"kg_co2eq": self.emitted + self.tracker.flush()} if self.tracker else {})
 
     def write_line(self, line: dict[str, Any]) -> None:
         with self.run.train_log.open("a", encoding="utf-8") as stream:
@@ -369,3 +381,15 @@ class ProgressLog(TrainerCallback):
         if state.is_world_process_zero:
             self.progress.stop()
             self.write_line(self.start_line(args, state) | {"finished": True})
+            if self.tracker:
+                self.tracker.stop()
+
+
+def start_tracker(country: str) -> Any:
+    """Return codecarbon's running tracker of this machine's emissions, with the power grid of a country; it asks no network."""
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)
+    from codecarbon import OfflineEmissionsTracker
+
+    tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="error", allow_multiple_runs=True)
+    tracker.start()
+    return tracker

@@ -70,6 +70,14 @@ BROKEN = {
         ["--report_to", "clearml"],
         "--report_to: clearml is not installed. Install it, or use report_to: none.",
     ),
+    "no such country": (
+        ["--publish.emissions_country", "XYZ"],
+        "--publish.emissions_country: found 'XYZ', which is no country's code (ISO 3166).",
+    ),
+    "no country": (
+        ["--publish.emissions_country", "fr"],
+        "--publish.emissions_country: found 'fr', expected a country's three letters (ISO 3166), such as FRA.",
+    ),
     "all too long": (["--max_length", "16"], "--max_length: found 16, and every train pair is longer. Expected more tokens."),
     "too few sentences": (
         ["--data.test", "0.001"],

@@ -22,6 +22,7 @@ from publish.card import (
     END,
     CardFacts,
     find_metadata_faults,
+    name_hardware,
     render_card,
     split_card,
     write_license,
@@ -424,6 +425,22 @@ def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such()
     assert "answer to this text: oh dear" in card
     assert show(("oh cr*d", "oh dear"), ("oh crud", "oh"))[0] == ["oh dear"], "none for the group that has none"
     assert show(("oh crud", "oh"), ("you crud", "you"))[0] == ["oh", "you"], "none at all: as they are"
+
+
+def test_emissions_that_were_measured_are_on_the_card() -> None:
+    facts = golden_facts()
+    assert "CO2" not in render_card(facts)
+    emissions = {"kg_co2eq": 0.0123456, "country": "FRA", "estimated_by": "codecarbon 3.3.2"}
+    training = facts.environment["training"] | {"emissions": emissions}
+    card = render_card(dataclasses.replace(facts, environment=facts.environment | {"training": training}))
+    assert split_card(card)[0]["co2_eq_emissions"] == {
+        "emissions": 12.3456,
+        "source": "codecarbon 3.3.2",
+        "training_type": "fine-tuning",
+        "geographical_location": "FRA",
+        "hardware_used": name_hardware(facts.environment["hardware"]),
+    }
+    assert "- 12.3 g of CO2 equivalents, as codecarbon 3.3.2 estimates them for this machine on the power grid of FRA\n" in card
 
 
 def test_people_are_not_compared_on_other_rows() -> None:

@@ -1,5 +1,6 @@
 """Training: what a run leaves behind, the same bytes twice, going on after a kill, and nothing lost by mistake."""
 
+import importlib.metadata
 import json
 import signal
 import subprocess
@@ -186,6 +187,62 @@ def test_resumed_with_other_memory(
     assert load_recipe(tmp_path / "run" / "recipe.yaml").trl["activation_checkpointing"] is (before < after)
     if before > after:
         assert hash_file(RunDir(tmp_path / "run").adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
+
+
+def test_emissions_count_on_after_an_interruption(
+    interrupt: Callable[..., list[str]], call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import codecarbon
+
+    countries, stopped = [], []
+
+    class Tracker:
+        """codecarbon's, but that a call of `flush` adds a gram."""
+
+        def __init__(self, country_iso_code: str, **_: Any) -> None:
+            countries.append(country_iso_code)
+            self.kilograms = 0.0
+
+        def start(self) -> None: ...
+
+        def flush(self) -> float:
+            self.kilograms += 0.001
+            return self.kilograms
+
+        def stop(self) -> None:
+            stopped.append(self.kilograms)
+
+    monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", Tracker)
+    arguments = interrupt("--publish.emissions_country", "FRA")
+    call_main("sft.run", *arguments, "--publish.emissions_country", "FRA", "--resume_from_checkpoint")
+    run = RunDir(tmp_path / "run")
+    emitted = [line["kg_co2eq"] for line in read_json_lines(run.train_log)]
+    # Steps 0, 2, 4 and their validations, then from the checkpoint on 6, 8, the last validation and the end.
+    assert emitted == pytest.approx([0.001 * count for count in range(1, len(emitted) + 1)])
+    assert len(emitted) == 8
+    assert countries == ["FRA", "FRA"]
+    assert len(stopped) == 1
+    assert read_json(run.environment)["training"]["emissions"] == {
+        "kg_co2eq": emitted[-1],
+        "country": "FRA",
+        "estimated_by": f"codecarbon {importlib.metadata.version('codecarbon')}",
+    }
+
+
+def test_codecarbon_estimates_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sft.train import start_tracker
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    grams = {}
+    for country in ("POL", "SWE"):
+        tracker = start_tracker(country)
+        time.sleep(2)
+        grams[country] = tracker.flush()
+        tracker.stop()
+    assert grams["POL"] > 5 * grams["SWE"] > 0  # coal, and water with the atom
 
 
 def test_resumed_with_another_largest_batch(
