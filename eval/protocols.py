@@ -195,7 +195,7 @@ def score_protocols(
     outputs: Mapping[str, Texts],
     human: bool = True,
 ) -> list[Sentences]:
-    """Return the sentence scores of each row, by protocol, system and measure: what `describe_protocols` takes.
+    """Return the sentence scores of each row, laid out as `Sentences` says: what `describe_protocols` takes.
 
     Args:
         names: keys of PROTOCOLS.

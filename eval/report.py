@@ -196,29 +196,29 @@ def name_metrics(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe_differences(results: Mapping[str, Any]) -> list[str]:
-    """Return how far the first system's BLEU is above each other's, such as "BLEU +2.1 [1.3, 2.9] against input copied"."""
+    """Return how far the first system's BLEU is above each other's, such as "BLEU +2.1 [1.3, 2.9] against input copied".
+
+    Beside it stand the other metrics whose differences are not significant.
+    """
     lines = [describe_difference(results, system) for system in results["differences"]]
     if "ceiling" in results:
         ceiling = results["ceiling"]
-        rows = f"on the {count(ceiling['rows'], 'sentence')} with several rewrites, each held against the others"
         first = next(iter(ceiling["systems"]))
         bleu = ceiling["systems"][first]["bleu"]["value"]
-        lines.append(f"{describe_difference(ceiling, 'human')}; {rows}, where {name_system(first)} has {bleu:.1f}")
+        rows = f" on the {count(ceiling['rows'], 'sentence')} with several rewrites, each held against the others"
+        lines.append(describe_difference(ceiling, "human", f"{rows}, where {name_system(first)} has {bleu:.1f}"))
     return lines
 
 
-def describe_difference(results: Mapping[str, Any], system: str) -> str:
+def describe_difference(results: Mapping[str, Any], system: str, rows: str = "") -> str:
     differences = {name: Interval(**difference) for name, difference in results["differences"][system].items()}
     bleu = differences["bleu"]
-    text = f"BLEU {bleu.value:+.1f} [{bleu.low:.1f}, {bleu.high:.1f}] against {name_system(system)}"
+    text = f"BLEU {bleu.value:+.1f} [{bleu.low:.1f}, {bleu.high:.1f}] against {name_system(system)}{rows}"
     if not bleu.excludes_zero():
         text += " (not significant, the interval holds 0)"
-    noise = [
-        label
-        for name, label in LABELS.items()
-        if name != "bleu" and name in differences and not differences[name].excludes_zero()
-    ]
-    return f"{text}; inside the noise are {', '.join(noise)}" if noise else text
+    noise = [label for name, label in LABELS.items() if name in differences and not differences[name].excludes_zero()]
+    others = [label for label in noise if label != LABELS["bleu"]]
+    return f"{text}; inside the noise: {', '.join(others)}" if others else text
 
 
 def tabulate_protocol(part: Mapping[str, Any]) -> list[list[str]]:

@@ -11,7 +11,7 @@ from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
 from eval.toxicity import ToxicityModel
 from sft.data import Example
 
-SCHEMA = 3
+SCHEMA = 4
 GENERATED = ("unpenalised", "base", "few_shot")  # beside the adapter
 SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
 BESIDE = "each rewrite against the others"  # in the signatures of people's scores

@@ -125,6 +125,7 @@ def render_card(facts: CardFacts) -> str:
         manifest=facts.manifest,
         environment=facts.environment,
         hardware=name_hardware(facts.environment["hardware"]),
+        format_grams=format_grams,
         settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
         scores_prompt=facts.recipe["completion_only_loss"] is False,
         example=next(iter(choose_examples(results, facts.lexicon)), None),
@@ -340,6 +341,10 @@ def build_metadata(facts: CardFacts) -> str:
 
 def name_hardware(hardware: Mapping[str, Any]) -> str:
     return ", ".join(hardware["gpus"]) or count(hardware["cpu_count"], "CPU core")
+
+
+def format_grams(kilograms: float) -> str:
+    return f"{kilograms:,.1f} kg" if kilograms >= 1 else f"{1000 * kilograms:.3g} g"
 
 
 def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:

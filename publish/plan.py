@@ -47,6 +47,7 @@ def clean_recipe(run: RunDir) -> str:
     """Return the run's recipe without what is of this machine alone: of absolute paths the last part is left."""
     values = load_recipe(run.recipe).values()
     del values["output_dir"]
+    values["publish"]["emissions_country"] = None  # of where this machine stands
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):

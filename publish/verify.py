@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.results import SCHEMA
 from publish.card import BEGIN, END, list_metrics, render_scores, split_card
 from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
 from sft.hub import HubFailure, explain_errors, first_line, is_passing
@@ -55,8 +56,15 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def check_files(folder: Path) -> list[Check]:
-    """Hold weights, config, base and card against results.json."""
+    """Hold weights, config, base and card against results.json.
+
+    Raises:
+        InputError: another version of this project made them, whose card says the same in other words.
+    """
     results, config = read_json(folder / "results.json"), read_json(folder / "adapter_config.json")
+    if results["schema"] != SCHEMA:
+        message = f"results.json has schema {results['schema']}, and this version reads {SCHEMA}"
+        raise InputError(f"{message}. Verify with the version that published it (its card names the commit), or publish again.")
     adapter, base = results["adapter"], results["base"]
     checks = [
         compare("SHA-256 of the weights", adapter["sha256"], hash_file(folder / "adapter_model.safetensors")),
@@ -201,6 +209,8 @@ def main() -> None:
 
     try:
         checks = check_files(folder)
+    except InputError as error:
+        raise InputError(f"{arguments.repo_id}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, TemplateError, YAMLError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{arguments.repo_id}: its files are not of this project's making ({problem}).") from None

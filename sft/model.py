@@ -147,10 +147,11 @@ def find_machine_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
         message = "codecarbon is not installed. Install it: pip install -e '.[emissions]'"
         yield RecipeError(message, "publish.emissions_country")
     elif country:
-        import pycountry
+        from codecarbon.input import DataSource
 
-        if pycountry.countries.get(alpha_3=country) is None:
-            yield RecipeError(f"found {country!r}, which is no country's code (ISO 3166).", "publish.emissions_country")
+        if country not in DataSource().get_global_energy_mix_data():
+            message = f"found {country!r}, which codecarbon has no power grid of. Expected a country's code (ISO 3166)."
+            yield RecipeError(message, "publish.emissions_country")
     if not torch.cuda.is_available() or trl["use_cpu"]:
         if trl["fp16"] or trl["dtype"] == "float16":
             yield RecipeError(

@@ -305,8 +305,8 @@ class ProgressLog(TrainerCallback):
     A line holds `step`, `epoch`, `seconds` since the start, `train_seconds` spent in training steps (without validation,
     checkpoints and start-up), `samples_per_second` over these, and TRL's own figures: `loss` (nats a scored token),
     `learning_rate`, `grad_norm`, …, or `eval_loss`. With a country (`publish.emissions_country`) there is `kg_co2eq`, too,
-    what codecarbon estimates that this machine has emitted since the start. All of them count on after an interruption.
-    The last line sums up.
+    what codecarbon estimates that this machine has emitted for it. All of them count on after an interruption, without what
+    was lost in it, and done again. The last line sums up.
     """
 
     def __init__(self, run: RunDir, samples_per_row: float, console: Console, country: str | None) -> None:
@@ -330,6 +330,7 @@ class ProgressLog(TrainerCallback):
             self.train_seconds: float = log[-1]["train_seconds"] if log else 0.0
             if self.country:
                 self.emitted: float = log[-1]["kg_co2eq"] if log else 0.0
+                self.flushed: float = 0.0
                 self.tracker = start_tracker(self.country)
             self.begin, self.first_step = time.monotonic(), state.global_step
             self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
@@ -371,7 +372,10 @@ class ProgressLog(TrainerCallback):
             "train_seconds": round(self.train_seconds, 2),
             "samples_per_second": round(speed, 1),
         }
-        return line | ({"kg_co2eq": self.emitted + self.tracker.flush()} if self.tracker else {})
+        if self.tracker:
+            self.flushed = self.tracker.flush() or self.flushed  # None where a measurement fails
+            line["kg_co2eq"] = self.emitted + self.flushed
+        return line
 
     def write_line(self, line: dict[str, Any]) -> None:
         with self.run.train_log.open("a", encoding="utf-8") as stream:
@@ -386,10 +390,27 @@ class ProgressLog(TrainerCallback):
 
 
 def start_tracker(country: str) -> Any:
-    """Return codecarbon's running tracker of this machine's emissions, with the power grid of a country; it asks no network."""
-    logging.getLogger("codecarbon").setLevel(logging.ERROR)
+    """Return codecarbon's running tracker of this machine's emissions, with the power grid of a country; it asks no network.
+
+    Raises:
+        RunError: it does not run here.
+    """
     from codecarbon import OfflineEmissionsTracker
 
-    tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="error", allow_multiple_runs=True)
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)
+    # What is named here can't be set otherwise by codecarbon's own files and variables: they would send, or ask for, figures.
+    tracker = OfflineEmissionsTracker(
+        country_iso_code=country,
+        region=None,
+        cloud_provider=None,
+        force_carbon_intensity_g_co2e_kwh=None,
+        electricitymaps_api_token="",
+        emissions_endpoint="",
+        output_methods=[],
+        log_level="error",
+        allow_multiple_runs=True,
+    )
     tracker.start()
+    if tracker.flush() is None:  # codecarbon logs what fails, and goes on
+        raise RunError("codecarbon could not measure on this machine (see above). Leave out publish.emissions_country.")
     return tracker

@@ -70,9 +70,9 @@ BROKEN = {
         ["--report_to", "clearml"],
         "--report_to: clearml is not installed. Install it, or use report_to: none.",
     ),
-    "no such country": (
-        ["--publish.emissions_country", "XYZ"],
-        "--publish.emissions_country: found 'XYZ', which is no country's code (ISO 3166).",
+    "country without a grid": (
+        ["--publish.emissions_country", "LIE"],
+        "--publish.emissions_country: found 'LIE', which codecarbon has no power grid of. Expected a country's code (ISO 3166).",
     ),
     "no country": (
         ["--publish.emissions_country", "fr"],

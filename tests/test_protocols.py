@@ -261,6 +261,9 @@ def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, 
     for number, line in enumerate(lines):
         scores = {"STA": 0.5, "SIM": 0.9, "FL": number / len(lines)}
         line["protocols"] = {"pan-2024": {"systems": {"adapter": scores, "copy": scores | {"STA": 0.1}}}}
+        if number % 2:
+            people = scores | {"J": 0.4}
+            line["protocols"]["pan-2024"]["ceiling"] = {"adapter": people, "human": people | {"SIM": 0.7}}
     results["protocols"] = protocols.describe_protocols([line["protocols"] for line in lines], commits)
     write_json_lines(run.eval / "predictions.jsonl", lines)
     write_json(run.eval / "results.json", results)
@@ -271,6 +274,11 @@ def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, 
         write_json(run.eval / "results.json", changed)
         with pytest.raises(Refusal, match=r"its scores are not those of predictions\.jsonl"):
             write_publish_folder(run)
+    changed = copy.deepcopy(results)
+    changed["protocols"][0]["ceiling"]["systems"]["human"]["SIM"]["value"] = 0.9
+    write_json(run.eval / "results.json", changed)
+    with pytest.raises(Refusal, match=r"its scores are not those of predictions\.jsonl"):
+        write_publish_folder(run)
     write_json(run.eval / "results.json", results | {"protocols": []})
     with pytest.raises(Refusal, match=r"its scores are not those of predictions\.jsonl"):
         write_publish_folder(run)

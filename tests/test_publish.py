@@ -22,14 +22,16 @@ from publish.card import (
     END,
     CardFacts,
     find_metadata_faults,
+    format_grams,
     name_hardware,
     render_card,
+    render_scores,
     split_card,
     write_license,
     write_samples,
 )
 from publish.plan import read_facts, write_publish_folder
-from sft.recipe import load_recipe
+from sft.recipe import PROJECT, load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines, write_json, write_json_lines
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
@@ -266,12 +268,21 @@ def golden_facts() -> CardFacts:
             "ceiling": {
                 "rows": 402,
                 "systems": {"adapter": scores, "human": scores},
-                "differences": {"human": {"bleu": {"value": -4.5, "low": -6.25, "high": -3.0}}},
+                "differences": {
+                    "human": {
+                        "bleu": {"value": -4.5, "low": -6.25, "high": -3.0},
+                        "chrf": {"value": 1.0, "low": -1.0, "high": 3.0},
+                    }
+                },
             },
             "toxicity_accuracy": 0.9375,
             "differences": {
                 "base": {"bleu": {"value": 30.625, "low": 28.5, "high": 32.75}},
-                "copy": {"bleu": {"value": 30.625, "low": -0.25, "high": 61.5}},
+                "copy": {
+                    "bleu": {"value": 30.625, "low": -0.25, "high": 61.5},
+                    "chrf": {"value": 2.0, "low": 1.0, "high": 3.0},
+                    "rougeL": {"value": 0.1, "low": -0.1, "high": 0.3},
+                },
             },
             "intervals": {"method": "percentile bootstrap over sentences", "level": 95, "resamples": 1000, "seed": 0},
         },
@@ -441,6 +452,7 @@ def test_emissions_that_were_measured_are_on_the_card() -> None:
         "hardware_used": name_hardware(facts.environment["hardware"]),
     }
     assert "- 12.3 g of CO2 equivalents, as codecarbon 3.3.2 estimates them for this machine on the power grid of FRA\n" in card
+    assert [format_grams(kilograms) for kilograms in (0.00009, 0.9994, 1.26, 1234)] == ["0.09 g", "999 g", "1.3 kg", "1,234.0 kg"]
 
 
 def test_people_are_not_compared_on_other_rows() -> None:
@@ -592,6 +604,16 @@ def test_a_merge_that_loses_too_much_is_refused(own_run: RunDir, monkeypatch: py
     with pytest.raises(Refusal, match=r"merged into 16-bit weights, .* Publish the adapter without --merged"):
         write_publish_folder(own_run, merged=True)
     assert not own_run.publish.exists()
+
+
+def test_the_example_card_is_what_its_results_give() -> None:
+    folder = PROJECT / "recipes" / "tiny-card"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", card))
+    assert {"plots/scores.png", "plots/loss.png", "results.json", "samples.md"} <= linked
+    assert all((folder / name).is_file() for name in linked)
+    for name, text in render_scores(read_json(folder / "results.json")).items():
+        assert text in card, f"{name}: make demo, then copy runs/tiny/publish to {folder}, without the weights"
 
 
 if __name__ == "__main__":

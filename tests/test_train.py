@@ -197,16 +197,17 @@ def test_emissions_count_on_after_an_interruption(
     countries, stopped = [], []
 
     class Tracker:
-        """codecarbon's, but that a call of `flush` adds a gram."""
+        """codecarbon's, but that each call of `flush` after the first adds a gram."""
 
         def __init__(self, country_iso_code: str, **_: Any) -> None:
             countries.append(country_iso_code)
-            self.kilograms = 0.0
+            self.kilograms, self.started = 0.0, False
 
         def start(self) -> None: ...
 
         def flush(self) -> float:
-            self.kilograms += 0.001
+            self.kilograms += 0.001 * self.started
+            self.started = True
             return self.kilograms
 
         def stop(self) -> None:
@@ -229,20 +230,26 @@ def test_emissions_count_on_after_an_interruption(
     }
 
 
-def test_codecarbon_estimates_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codecarbon_estimates_for_a_grid_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sft.train import start_tracker
 
-    def refuse(*_: Any) -> None:
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
-    grams = {}
-    for country in ("POL", "SWE"):
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address))
+    # A user's own settings of codecarbon would send its figures and replace the country's.
+    monkeypatch.setenv("CODECARBON_EMISSIONS_ENDPOINT", "http://example.org")
+    monkeypatch.setenv("CODECARBON_CO2_SIGNAL_API_TOKEN", "token")
+    monkeypatch.setenv("CODECARBON_FORCE_CARBON_INTENSITY_G_CO2E_KWH", "1")
+    monkeypatch.chdir(tmp_path)
+    for country, grams in (("POL", 662), ("SWE", 41)):  # a kWh, by coal, and by water and the atom
         tracker = start_tracker(country)
-        time.sleep(2)
-        grams[country] = tracker.flush()
+        time.sleep(1)
+        emitted = tracker.flush()
         tracker.stop()
-    assert grams["POL"] > 5 * grams["SWE"] > 0  # coal, and water with the atom
+        assert emitted > 0
+        measured = tracker.final_emissions_data
+        assert 1000 * measured.emissions / measured.energy_consumed == pytest.approx(grams, rel=0.1)
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resumed_with_another_largest_batch(

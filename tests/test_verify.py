@@ -15,7 +15,7 @@ from eval.generate import find_adapter, load_rewriter
 from publish.card import list_metrics
 from publish.plan import write_publish_folder
 from publish.push import HubFailure
-from publish.verify import check_files, download
+from publish.verify import check_files, download, main
 from sft.recipe import InputError
 from sft.run_dir import RunDir
 
@@ -121,6 +121,14 @@ def test_an_older_results_file_is_not_enough(files: Files, tmp_path: Path) -> No
     results = json.loads(files["results.json"])
     del results["adapter"]["config_sha256"]
     assert list_failed(files | {"results.json": json.dumps(results).encode()}, tmp_path) == [CONFIG]
+
+
+@pytest.mark.usefixtures("reach")
+def test_what_another_version_published(hub: HubDouble, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_repo("model", REPO, edit_results("schema", value=3)(files))
+    monkeypatch.setattr("sys.argv", ["verify", REPO])
+    with pytest.raises(InputError, match=rf"{REPO}: results\.json has schema 3, and this version reads 4\. Verify with the"):
+        main()
 
 
 @pytest.mark.usefixtures("reach")
