@@ -53,23 +53,27 @@ def test_a_table_is_printed(tmp_path: Path, call_main: Main, capsys: pytest.Capt
 @pytest.mark.skipif(not HUMAN.exists(), reason=f"{HUMAN} is not here (it is not in the repo)")
 def test_the_joint_score_ranks_as_people_do_and_copies_last() -> None:
     """On the outputs of 20 systems that people judged; fitted on the embedded corpus."""
-    from eval.baselines import fit_lexicon
+    from eval.baselines import delete_listed, fit_lexicon
     from eval.validate import score_outputs
     from sft.data import read_corpus
     from sft.recipe import PROJECT, DataConfig
 
     judged = read_judged(HUMAN)
     train = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples
-    assert fit_lexicon(train)
     toxic, outputs = [row.toxic for row in judged], [row.output for row in judged]
-    joint = score_outputs(train, toxic * 2, outputs + toxic)["joint"]
+    lexicon = frozenset(fit_lexicon(train))
+    cut = [delete_listed(text, lexicon) for text in toxic]
+    joint, copied, words_cut = np.split(score_outputs(train, toxic * 3, outputs + toxic + cut)["joint"], 3)
     names, systems = np.unique([row.system for row in judged], return_inverse=True)
     _, sources = np.unique(toxic, return_inverse=True)
     people = np.array([np.prod(list(row.judgements.values())) for row in judged])
-    means = np.bincount(systems, joint[: len(judged)]) / np.bincount(systems)
+    means, liked = (np.bincount(systems, scores) / np.bincount(systems) for scores in (joint, people))
     assert names[means.argmin()] == "delete_baseline"
-    assert joint[len(judged) :].mean() < means.min(), "copying is below all"
-    for _, low, _ in correlate(joint[: len(judged)], people, systems, sources).values():
+    assert copied.mean() < means.min(), "copying is below all"
+    below = means < words_cut.mean()
+    assert below.sum() <= 5, "cutting words is below three quarters of the systems"
+    assert (liked[below] < np.median(liked)).all(), "and below all that people like better than most"
+    for _, low, _ in correlate(joint, people, systems, sources).values():
         assert low > 0
 
 
