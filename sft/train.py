@@ -295,7 +295,9 @@ def build_trainer(
                 parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     samples_per_row = len(rows) / len(dataset) if packed else 1.0
-    trainer.add_callback(ProgressLog(run, samples_per_row, console, preflight.recipe.publish.emissions_country))
+    country = preflight.recipe.publish.emissions_country
+    tracker = start_tracker(country) if country and trainer.is_world_process_zero() else None
+    trainer.add_callback(ProgressLog(run, samples_per_row, console, tracker))
     return trainer
 
 
@@ -304,13 +306,13 @@ class ProgressLog(TrainerCallback):
 
     A line holds `step`, `epoch`, `seconds` since the start, `train_seconds` spent in training steps (without validation,
     checkpoints and start-up), `samples_per_second` over these, and TRL's own figures: `loss` (nats a scored token),
-    `learning_rate`, `grad_norm`, …, or `eval_loss`. With a country (`publish.emissions_country`) there is `kg_co2eq`, too,
+    `learning_rate`, `grad_norm`, …, or `eval_loss`. With a tracker (see `start_tracker`) there is `kg_co2eq`, too,
     what codecarbon estimates that this machine has emitted for it. All of them count on after an interruption, without what
     was lost in it, and done again. The last line sums up.
     """
 
-    def __init__(self, run: RunDir, samples_per_row: float, console: Console, country: str | None) -> None:
-        self.run, self.country, self.tracker = run, country, None
+    def __init__(self, run: RunDir, samples_per_row: float, console: Console, tracker: Any) -> None:
+        self.run, self.tracker = run, tracker
         self.samples_per_row = samples_per_row
         self.console = console
         columns = (
@@ -328,10 +330,8 @@ class ProgressLog(TrainerCallback):
             log = read_json_lines(self.run.train_log)
             self.earlier: float = log[-1]["seconds"] if log else 0.0
             self.train_seconds: float = log[-1]["train_seconds"] if log else 0.0
-            if self.country:
-                self.emitted: float = log[-1]["kg_co2eq"] if log else 0.0
-                self.flushed: float = 0.0
-                self.tracker = start_tracker(self.country)
+            self.emitted: float = log[-1].get("kg_co2eq", 0.0) if log else 0.0
+            self.flushed: float = 0.0
             self.begin, self.first_step = time.monotonic(), state.global_step
             self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
             self.progress.start()
