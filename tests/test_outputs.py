@@ -13,7 +13,13 @@ from sft.recipe import PROJECT, DataConfig, InputError
 from sft.run_dir import hash_file
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
-EXAMPLES = read_corpus(DataConfig(source=str(CORPUS))).examples
+EXAMPLES = read_corpus(DataConfig(source=str(CORPUS))).examples[:1000]
+
+
+def write_some(path: Path, number: int = 100) -> Path:
+    """Write the first sentences of the corpus."""
+    path.write_text("".join(CORPUS.read_text().splitlines(keepends=True)[: number + 1]))
+    return path
 
 
 @pytest.fixture
@@ -23,8 +29,13 @@ def predictions(tmp_path: Path) -> Path:
     return path
 
 
-def test_scores_of_a_corpus_and_a_text_file(predictions: Path) -> None:
-    results = score_files(predictions, CORPUS, None)
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_some(tmp_path / "corpus.tsv", len(EXAMPLES))
+
+
+def test_scores_of_a_corpus_and_a_text_file(predictions: Path, corpus: Path) -> None:
+    results = score_files(predictions, corpus, None)
     assert list(results["systems"]) == ["predictions", "copy", "human"]
     texts = [example.references[-1] for example in EXAMPLES[:-1]] + [""]
     expected = compute_scores(texts, [example.references for example in EXAMPLES], [example.toxic for example in EXAMPLES])
@@ -32,20 +43,14 @@ def test_scores_of_a_corpus_and_a_text_file(predictions: Path) -> None:
         name: score.value for name, score in expected.items()
     }
     assert results["data"]["rows"] == len(EXAMPLES)
-    assert results["data"]["files"].keys() == {"predictions.txt", "tiny-corpus.tsv"}
+    assert results["data"]["files"].keys() == {"predictions.txt", "corpus.tsv"}
 
 
-def test_the_classifier_never_sees_what_it_judges(predictions: Path) -> None:
+def test_the_classifier_never_sees_what_it_judges(predictions: Path, corpus: Path) -> None:
     kept = leave_out(EXAMPLES, EXAMPLES[:100])
     assert {example.toxic for example in kept} <= {example.toxic for example in EXAMPLES[100:]}
     with pytest.raises(InputError, match="nothing is left"):
-        score_files(predictions, CORPUS, str(CORPUS))
-
-
-def write_some(path: Path) -> Path:
-    """Write the first 100 sentences of the corpus."""
-    path.write_text("".join(CORPUS.read_text().splitlines(keepends=True)[:101]))
-    return path
+        score_files(predictions, corpus, str(corpus))
 
 
 def test_near_copies_are_left_out_of_the_classifiers_training_and_counted(tmp_path: Path) -> None:
@@ -187,8 +192,8 @@ def test_lines_without_a_prediction(tmp_path: Path) -> None:
         read_predictions(tmp_path / "p.jsonl")
 
 
-def test_command(predictions: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
-    files = ("--predictions", predictions, "--references", CORPUS)
+def test_command(predictions: Path, corpus: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("--predictions", predictions, "--references", corpus)
     call_main("eval.run", *files)
     assert "input copied" in capsys.readouterr().out
     call_main("eval.run", *files, "--json")

@@ -95,17 +95,18 @@ def test_without_sources_or_model_only_references_are_scored(model: ToxicityMode
 
 
 def check_costless_texts() -> None:
-    """On the half of the corpus that the classifier does not know, hold people against what anybody gets for nothing."""
-    examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples
+    """On rows that the classifier does not know, hold people against what anybody gets for nothing."""
+    examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples[:2000]
     fitted, held_out = fit_toxicity(examples[::2]), examples[1::2]
     people = [example.references[0] for example in held_out]
     systems = {"people": people, "other": people[1:] + people[:1]}
     outputs = complete_outputs(systems, [example.toxic for example in held_out], fitted, ("delete", "copy"))
-    outputs["half"] = [" ".join(words[: len(words) // 2]) for words in map(str.split, outputs["delete"])]
+    for half, whole in (("half", outputs["delete"]), ("half of people's", people)):
+        outputs[half] = [" ".join(words[: len(words) // 2]) for words in map(str.split, whole)]
     results, _ = describe_scores(held_out, outputs, fitted, human=False)
     joint = {system: scores["joint"]["value"] for system, scores in results["systems"].items()}
     assert joint["people"] > joint["delete"] > joint["half"] > joint["copy"]
-    assert joint["delete"] > joint["other"]
+    assert joint["delete"] > max(joint["other"], joint["half of people's"])
 
 
 def test_texts_that_cost_nothing_never_win_the_joint_score() -> None:

@@ -28,7 +28,7 @@ def list_commands(arguments: argparse.Namespace, work: Path) -> list[list[str]]:
         ["tests/benchmarks/train.py", *data, *out],
         ["tests/benchmarks/train.py", "--shape", "560m", *few, *data, *out],
         *([] if arguments.run else [training]),
-        ["tests/benchmarks/generate.py", run, *out],
+        ["tests/benchmarks/generate.py", run, "--sentences", "2000", *out],  # its whole test split
         ["tests/benchmarks/data.py", *data, *out],
         ["tests/benchmarks/memory.py", "--device", "cpu", *out],
         ["tests/benchmarks/streaming.py", *out],
