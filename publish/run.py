@@ -66,7 +66,8 @@ def main() -> None:
     if report["pushed"]:
         print(f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: {report['url']}")
     else:
-        print(f"Nothing has left this machine. Send it with: python -m publish.run {run.root} --push --repo_id OWNER/NAME")
+        name = repo_id or "OWNER/NAME"
+        print(f"Nothing has left this machine. Send it with: python -m publish.run {run.root} --push --repo_id {name}")
 
 
 def check_repo_id(repo_id: str) -> None:

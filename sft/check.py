@@ -18,6 +18,7 @@ from sft.data import (
     TokenRows,
     count,
     find_leaks,
+    group_sources,
     hash_examples,
     tokenise_pairs,
 )
@@ -205,9 +206,13 @@ def read_checked_splits(recipe: Recipe) -> tuple[Corpus, dict[str, list[Example]
     wanted = ["train", "test"] + (["validation"] if data.validation else [])
     for split in wanted:
         if not splits[split]:
+            found = f"{count(len(corpus.examples), 'sentence')} of {corpus.source.name}"
+            groups = len(set(group_sources(corpus.examples)))
+            if groups < len(corpus.examples):
+                found += f", in {count(groups, 'group')} of near copies and rewrites, which stay together,"
             raise RecipeError(
-                f"{count(len(corpus.examples), 'sentence')} of {corpus.source.name} left none for {split} "
-                f"(validation {data.validation:g}, test {data.test:g}). Give more data or larger shares.",
+                f"{found} left none for {split} (validation {data.validation:g}, test {data.test:g}). "
+                "Give more data, of more kinds, or larger shares.",
                 "data.source" if split == "train" else f"data.{split}",
             )
     if leaks := find_leaks(splits):

@@ -296,8 +296,9 @@ def open_text(path: Path, newline: str = "") -> Iterator[TextIO]:
             yield text
     except UnicodeDecodeError:
         row, byte = find_broken_byte(path)
+        charset = "utf16" if row == 1 and byte in (0xFE, 0xFF) else "latin1"
         raise DataError(
-            f"{path}:{row}: not UTF-8 (byte 0x{byte:02x}). Convert it: iconv -f latin1 -t utf8.", key="data.source"
+            f"{path}:{row}: not UTF-8 (byte 0x{byte:02x}). Convert it: iconv -f {charset} -t utf8.", key="data.source"
         ) from None
 
 

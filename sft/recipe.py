@@ -652,6 +652,8 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         exit_with(InputError(f"{error.filename or 'a file'}: can't be written or read: {error.strerror}."))
     except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted: started again, the same command goes on, or says how", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Main, run_python
 
-from sft.check import inspect_recipe
+from sft.check import inspect_recipe, read_checked_splits
 from sft.data import Corpus, Example
-from sft.recipe import DataConfig, RecipeFaults
+from sft.recipe import DataConfig, RecipeError, RecipeFaults, load_recipe
 from sft.stream import read_splits
 
 
@@ -82,7 +82,7 @@ BROKEN = {
     "too few sentences": (
         ["--data.test", "0.001"],
         "--data.test: 150 sentences of small.tsv left none for test (validation 0.1, test 0.001). "
-        "Give more data or larger shares.",
+        "Give more data, of more kinds, or larger shares.",
     ),
 }
 
@@ -174,3 +174,12 @@ def test_resolved_recipe_of_a_run_passes_the_check(mini_run: Path) -> None:
     manifest = json.loads((mini_run / "data" / "manifest.json").read_text())
     assert preflight.describe_data() == manifest
     assert preflight.recipe.output_dir == mini_run
+
+
+def test_near_copies_that_leave_a_split_empty_are_named(tmp_path: Path) -> None:
+    rows = "".join(f"where did you leave the {word} , you fool\tWhere is the {word}?\n" for word in map(str, range(60)))
+    (tmp_path / "like.tsv").write_text(f"toxic\tneutral1\n{rows}")
+    recipe = load_recipe(TINY, ["--data.source", str(tmp_path / "like.tsv")])
+    message = r"60 sentences of .*like\.tsv, in 1 group of near copies and rewrites, which stay together, left none for "
+    with pytest.raises(RecipeError, match=message):
+        read_checked_splits(recipe)

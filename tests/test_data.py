@@ -46,6 +46,12 @@ BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
         "data.source",
         "F:3: not UTF-8 (byte 0xe9). Convert it: iconv -f latin1 -t utf8.",
     ),
+    "utf16.tsv": (
+        "toxic\tneutral1\na\tb\n".encode("utf-16"),
+        {},
+        "data.source",
+        "F:1: not UTF-8 (byte 0xff). Convert it: iconv -f utf16 -t utf8.",
+    ),
     "column.tsv": (
         b"bad\tgood\na\tb\n",
         {},

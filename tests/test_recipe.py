@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.recipe import PROJECT, RecipeFaults, dump_yaml, export_trl, extract_trl_keys, load_recipe, parse_recipe
+from sft.recipe import PROJECT, RecipeFaults, dump_yaml, export_trl, extract_trl_keys, load_recipe, parse_recipe, run_command
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
 GOOD = "model_name_or_path: recipes/bloom-tiny\nuse_peft: true\ndata:\n  source: recipes/tiny-corpus.tsv\n"
@@ -278,3 +278,13 @@ def test_recipe_is_frozen(tmp_path: Path) -> None:
         recipe.trl["lora_r"] = 1  # type: ignore[index]
     with pytest.raises(AttributeError):
         recipe.data.test = 0.5  # type: ignore[misc]
+
+
+def test_an_interrupted_command_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted: started again, the same command goes on, or says how\n"
