@@ -5,6 +5,7 @@ import gc
 import hashlib
 import itertools
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from eval.baselines import fit_lexicon
 from eval.penalty import WordPenalty
 from eval.rows import read_split
-from sft.data import Example, clean_text, tokenise_texts
+from sft.data import Example, clean_text, count, tokenise_texts
 from sft.hub import HubFailure, explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
@@ -299,6 +300,8 @@ def rewrite_texts(
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
     asked = [files, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    if join_processes().is_main_process and not sys.stderr.isatty():  # where no progress bar is shown
+        print(f"{label}: {count(len(texts), 'sentence')}", file=sys.stderr, flush=True)
     begin = time.monotonic()
     rewrites = rewriter.rewrite(texts, label, shots, journal / name)
     seconds = time.monotonic() - begin
