@@ -5,7 +5,6 @@ import gc
 import hashlib
 import itertools
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -89,7 +88,7 @@ class Rewriter:
 
         Args:
             texts: of any length; white space in them is made plain.
-            progress_label: shows a progress bar of that name on the main process.
+            progress_label: shows a progress bar of that name on the main process, or a line where there is no terminal.
             shots: solved before each text, with the first of their rewrites.
             journal: a folder of this call's own, where each batch is kept once it is done: what a killed call has
                 done is not done again.
@@ -110,7 +109,7 @@ class Rewriter:
         mine = batches[state.process_index :: state.num_processes]
         done = read_journal(journal)
         with (
-            make_progress(progress_label is not None and state.is_main_process) as progress,
+            make_progress(progress_label if state.is_main_process else None, len(texts)) as progress,
             open_journal(journal, state.process_index) as stream,
         ):
             for batch in progress.track(mine, description=progress_label or ""):
@@ -181,13 +180,16 @@ def open_journal(folder: Path | None, process: int) -> Iterator[TextIO | None]:
         yield stream
 
 
-def make_progress(shown: bool) -> Any:
+def make_progress(label: str | None, number: int) -> Any:
+    """Return a progress bar, which shows only with a label; where there is no terminal for it, a line says what is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
+    if label is not None and not console.is_terminal:
+        console.print(f"{label}: {count(number, 'sentence')}", highlight=False)
+    return Progress(*columns, console=console, disable=label is None or not console.is_terminal, transient=True)
 
 
 # --------------------------------------------------------------------------------------------------------- finding
@@ -300,8 +302,6 @@ def rewrite_texts(
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
     asked = [files, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    if join_processes().is_main_process and not sys.stderr.isatty():  # where no progress bar is shown
-        print(f"{label}: {count(len(texts), 'sentence')}", file=sys.stderr, flush=True)
     begin = time.monotonic()
     rewrites = rewriter.rewrite(texts, label, shots, journal / name)
     seconds = time.monotonic() - begin

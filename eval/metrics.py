@@ -45,13 +45,17 @@ class Score:
 
     def join(self, starts: Sequence[int], signature: str) -> "Score":
         """Return the same score with neighbouring rows taken as one: row i is those from starts[i] to starts[i + 1]."""
-        sizes = np.diff([*starts, len(self.statistics)])
         return replace(
             self,
             signature=f"{self.signature}|{signature}",
             statistics=np.add.reduceat(self.statistics, starts),
-            sentences=np.add.reduceat(self.sentences, starts) / sizes,
+            sentences=average_neighbours(self.sentences, starts),
         )
+
+
+def average_neighbours(values: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Return the mean of each run of neighbouring values: the i-th run is those from starts[i] to starts[i + 1]."""
+    return np.asarray(np.add.reduceat(values, starts) / np.diff([*starts, len(values)]))
 
 
 def score_mean(name: str, signature: str, values: Sequence[float]) -> Score:

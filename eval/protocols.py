@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import Score, compute_chrf, score_mean
+from eval.metrics import Score, average_neighbours, compute_chrf, score_mean
 from eval.results import BESIDE, describe_beside_people, take_apart
 from sft.data import Example
 from sft.hub import explain_errors
@@ -209,7 +209,6 @@ def score_protocols(
     """
     first = next(iter(outputs))
     others, texts, starts = take_apart(examples, {first: outputs[first]}) if human else ([], {}, [])
-    sizes = np.diff([*starts, len(others)])
     rows: list[Sentences] = [{} for _ in examples]
     for name in names:
         protocol = PROTOCOLS[name]
@@ -222,7 +221,7 @@ def score_protocols(
         for system, values in texts.items() if others else ():
             scores = score_texts(protocol, models, others, values)
             scores["J"] = multiply(scores)
-            means = {measure: np.add.reduceat(column, starts) / sizes for measure, column in scores.items()}
+            means = {measure: average_neighbours(column, starts) for measure, column in scores.items()}
             put_scores(several, name, "ceiling", system, means)
     return rows
 

@@ -214,11 +214,10 @@ def describe_difference(results: Mapping[str, Any], system: str, rows: str = "")
     differences = {name: Interval(**difference) for name, difference in results["differences"][system].items()}
     bleu = differences["bleu"]
     text = f"BLEU {bleu.value:+.1f} [{bleu.low:.1f}, {bleu.high:.1f}] against {name_system(system)}{rows}"
-    if not bleu.excludes_zero():
+    noise = {name: label for name, label in LABELS.items() if name in differences and not differences[name].excludes_zero()}
+    if noise.pop("bleu", None):
         text += " (not significant, the interval holds 0)"
-    noise = [label for name, label in LABELS.items() if name in differences and not differences[name].excludes_zero()]
-    others = [label for label in noise if label != LABELS["bleu"]]
-    return f"{text}; inside the noise: {', '.join(others)}" if others else text
+    return f"{text}; inside the noise: {', '.join(noise.values())}" if noise else text
 
 
 def tabulate_protocol(part: Mapping[str, Any]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from eval.penalty import WordPenalty
 from publish.card import BEGIN, END, split_card
 from publish.plan import describe_files
 from publish.push import Remote, Target, call_again, check_online, connect, explain_failure, list_errors, plan_push, push
-from publish.run import check_repo_id
+from publish.run import check_repo_id, describe_push
 from publish.scan import refuse_private
 from sft.hub import HubFailure, explain_errors
 from sft.recipe import InputError, parse_count, run_command
@@ -150,7 +150,7 @@ def publish_space(arguments: argparse.Namespace) -> None:
         place = f"{api.endpoint}/spaces/{arguments.space}/settings"
         print(f"{arguments.adapter} is private: set the Space's secret {secret}, a token that may read it, at {place}")
     if report["pushed"]:
-        print(f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: {report['url']}")
+        print(describe_push(report))
     else:
         print("Nothing has left this machine. Send it with --push.")
 

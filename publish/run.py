@@ -64,10 +64,14 @@ def main() -> None:
         return
     print_results(run, run.eval)
     if report["pushed"]:
-        print(f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: {report['url']}")
+        print(describe_push(report))
     else:
         name = repo_id or "OWNER/NAME"
         print(f"Nothing has left this machine. Send it with: python -m publish.run {run.root} --push --repo_id {name}")
+
+
+def describe_push(report: Mapping[str, Any]) -> str:
+    return f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: {report['url']}"
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -1,7 +1,6 @@
 """The loss on a CPU: labelled positions alone, their logits computed once forward and once backward."""
 
 import functools
-import os
 import sys
 from typing import Any
 
@@ -10,6 +9,8 @@ import trl.trainer.utils
 from torch.autograd.function import once_differentiable
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
+
+from sft.recipe import is_main_process
 
 LOGITS_BYTES = 2**26  # at most this much for the logits of a block of tokens, in float32
 
@@ -61,7 +62,7 @@ class FrozenHeadLogProbs(torch.autograd.Function):
 @functools.cache
 def tell_fallback() -> None:
     """Say once, from the main process alone, that TRL's function computes the loss."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         text = "loss: the LM head has a bias, a scale or weights that train, so TRL's own function in place of the faster one"
         print(text, file=sys.stderr)
 

@@ -626,12 +626,17 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def is_main_process() -> bool:
+    """Say whether this is the main one of the processes that a launcher has started; known before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def exit_with(error: InputError) -> NoReturn:
     """Print a fault on standard error, from the main process alone, and exit with its status.
 
     A command that was asked for JSON gets it on standard output, too.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
         if "--json" in sys.argv:
             print(json.dumps({"error": str(error), "status": error.status} | error.report))
@@ -652,7 +657,7 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         exit_with(InputError(f"{error.filename or 'a file'}: can't be written or read: {error.strerror}."))
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             print("interrupted: started again, the same command goes on, or says how", file=sys.stderr)
         raise SystemExit(130) from None
 

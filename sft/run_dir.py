@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.recipe import InputError
+from sft.recipe import InputError, is_main_process
 
 
 class RunError(InputError):
@@ -131,7 +131,7 @@ def hold_run(run: RunDir) -> Iterator[None]:
     Raises:
         RunError: another process trains in it.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         yield
         return
     run.root.mkdir(parents=True, exist_ok=True)
