@@ -39,6 +39,7 @@ class GenerationSettings:
     batch_size: int
     listed_penalty: float = 0.0  # nats; see eval/penalty.py
     listed_words: Sequence[str] = ()  # that cost it; none where nothing does
+    merge_adapter: bool = True  # see sft.model.load_finetuned
 
     def describe(self) -> dict[str, Any]:
         return asdict(self) | {"listed_words": list(self.listed_words)}
@@ -231,7 +232,7 @@ def choose_settings(run: RunDir, recipe: Recipe, manifest: dict[str, Any]) -> Ge
     longest = recipe.eval.max_new_tokens or manifest["longest_answer"]
     penalty = recipe.eval.listed_penalty
     words = fit_lexicon(read_split(run, "train")) if penalty else ()
-    return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size, penalty, words)
+    return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size, penalty, words, recipe.eval.merge_adapter)
 
 
 def download_adapter(name: str, revision: str | None = None) -> Adapter:
@@ -322,7 +323,7 @@ def load_rewriter(adapter: Adapter, tuned: bool = True, penalised: bool = True) 
     folder, device = adapter.folder if tuned else None, join_processes().device
     with explain_base(adapter.base):
         tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
-        model = load_finetuned(adapter.base, folder, adapter.quantization, device)
+        model = load_finetuned(adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
     settings = adapter.settings

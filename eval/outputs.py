@@ -11,6 +11,7 @@ from sft.data import (
     clean_text,
     count,
     decode_file,
+    describe_absence,
     hash_examples,
     is_unicode,
     normalise,
@@ -30,7 +31,7 @@ def read_predictions(path: Path) -> list[str]:
         InputError: no such file, not UTF-8, or a line of a .jsonl file without a text under `prediction`.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file. Expected a text a line, or a .jsonl file with `prediction`.")
+        raise InputError(f"{path}: {describe_absence(path)}. Expected a text a line, or a .jsonl file with `prediction`.")
     if path.suffix != ".jsonl":
         return read_lines(path)
     predictions = []
@@ -55,7 +56,7 @@ def read_references(path: Path) -> list[Example]:
         InputError: no such file, not readable as what its name says, a row without reference, or some without toxic sentence.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file. Expected a corpus ({', '.join(SUFFIXES)}), or a reference a line.")
+        raise InputError(f"{path}: {describe_absence(path)}. Expected a corpus ({', '.join(SUFFIXES)}), or a reference a line.")
     if path.suffix not in SUFFIXES:
         rows = [("", [line]) for line in read_lines(path)]
     elif path.suffix == ".jsonl" and any(isinstance(line, dict) and "references" in line for _, line in read_json_rows(path)):

@@ -16,6 +16,7 @@ from sft.data import (
     clean_text,
     count,
     decode_file,
+    describe_absence,
     find_leaks,
     hash_examples,
     open_text,
@@ -162,7 +163,9 @@ def read_unrewritten(path: Path) -> dict[str, list[str]]:
         DataError: no such file, not UTF-8, without sentences, or a .tsv file of other columns or with broken rows.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Expected sentences without rewrites: a text a line, or ParaDetox's .tsv file.")
+        expected = "sentences without rewrites: a text a line, or ParaDetox's .tsv file"
+        expected = "sentences without rewrites: a text a line, or ParaDetox's .tsv file"
+        raise DataError(f"{path}: {describe_absence(path)}. Expected {expected}.")
     sentences: dict[str, list[str]] = {}
     if path.suffix != ".tsv":
         sentences = {clean_text(line): [] for line in decode_file(path).splitlines()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data import Example, decode_file, normalise, read_corpus
+from sft.data import Example, decode_file, describe_absence, normalise, read_corpus
 from sft.recipe import PROJECT, DataConfig, InputError, run_command
 
 TEXTS = ("system", "toxic", "output")
@@ -61,7 +61,7 @@ def read_judged(path: Path) -> list[Judged]:
     import io
 
     if not path.is_file():
-        raise InputError(f"{path}: no such file. Expected a .tsv file of human judgements.")
+        raise InputError(f"{path}: {describe_absence(path)}. Expected a .tsv file of human judgements.")
     reader = csv.DictReader(io.StringIO(decode_file(path)), delimiter="\t")
     missing = [name for name in (*TEXTS, *JUDGEMENTS) if name not in (reader.fieldnames or ())]
     if missing:

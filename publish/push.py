@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,9 +108,13 @@ def explain_failure(error: Exception, target: Target) -> str:
 
 
 def wait_between(tries: int = TRIES) -> Iterator[int]:
-    """Yield the number of each try, from 0, and wait longer before each (with jitter: others may be waiting, too)."""
+    """Yield the number of each try, from 0, and wait longer before each, which a line tells.
+
+    The waits have jitter, as others may be waiting, too.
+    """
     for number in range(tries):
         if number:
+            print(f"the Hub fails, or can't be reached: try {number + 1} of {tries} follows", file=sys.stderr)
             time.sleep(min(LONGEST_WAIT, WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1.5))
         yield number
 

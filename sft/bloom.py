@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomMLP, BloomModel, build_alibi_tensor, dropout_add
 
+from sft.recipe import tell_once
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -140,9 +142,12 @@ def quicken_dropout(model: nn.Module) -> None:
 def fuse(model: "PreTrainedModel") -> bool:
     """Give a BLOOM fused attention and activation, in place; return whether it could be done.
 
-    It can't for `slow_but_exact`, which computes in slices as the first training of BLOOM did.
+    It can't for `slow_but_exact`, which computes in slices as the first training of BLOOM did; a line says so.
     """
-    if model.config.model_type != "bloom" or model.config.slow_but_exact:
+    if model.config.model_type != "bloom":
+        return False
+    if model.config.slow_but_exact:
+        tell_once("slow_but_exact in the base's config: eager attention in place of the fused one")
         return False
     shared = SharedBias()
     for module in model.modules():

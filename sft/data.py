@@ -446,6 +446,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def describe_absence(path: Path) -> str:
+    """Return what is in place of a file that is not there."""
+    return "a folder" if path.is_dir() else "no such file"
+
+
 # ------------------------------------------------------------------------------------------------------ cleaning
 
 

@@ -1,7 +1,5 @@
 """The loss on a CPU: labelled positions alone, their logits computed once forward and once backward."""
 
-import functools
-import sys
 from typing import Any
 
 import torch
@@ -10,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 
-from sft.recipe import is_main_process
+from sft.recipe import tell_once
 
 LOGITS_BYTES = 2**26  # at most this much for the logits of a block of tokens, in float32
 
@@ -59,14 +57,6 @@ class FrozenHeadLogProbs(torch.autograd.Function):
         return (slopes * grad[:, None]).to(slopes.dtype), None, None
 
 
-@functools.cache
-def tell_fallback() -> None:
-    """Say once, from the main process alone, that TRL's function computes the loss."""
-    if is_main_process():
-        text = "loss: the LM head has a bias, a scale or weights that train, so TRL's own function in place of the faster one"
-        print(text, file=sys.stderr)
-
-
 class LogProbs:
     """In place of TRL's function: ours where it does the same, else TRL's."""
 
@@ -86,7 +76,7 @@ class LogProbs:
         plain = bias is None and not weight.requires_grad and temperature == scale == 1 and softcap is None
         if not (hidden.is_cpu and plain and {"entropy", "log_probs", "is_top1"}.issuperset(outputs)):
             if hidden.is_cpu:
-                tell_fallback()
+                tell_once("loss: the LM head has a bias, a scale or weights that train: TRL's own function, not the faster one")
             return ChunkedLogProbFunction.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
         log_probs, entropies, hits = FrozenHeadLogProbs.apply(hidden, weight, targets)
         return log_probs, entropies if "entropy" in outputs else None, None, None, hits if "is_top1" in outputs else None

@@ -9,14 +9,13 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.hub import explain_errors, first_line
-from sft.recipe import Recipe, RecipeError, find_path, name_path
+from sft.recipe import Recipe, RecipeError, find_path, name_path, tell_once
 from sft.run_dir import RunDir, hash_file
 
 if TYPE_CHECKING:
@@ -329,8 +328,8 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
     if quantization and model.device.type == "cpu":
         let_go_of_file(model)
     model.config.use_cache = False
-    if is_bloom and model_config.attn_implementation != "eager" and not fuse(model):
-        print(f"{base.name}: slow_but_exact, so eager attention in place of the fused one", file=sys.stderr)
+    if is_bloom and model_config.attn_implementation != "eager":
+        fuse(model)
     if is_bloom and recipe.trl["packing"]:
         read_positions(model)
     return model
@@ -378,14 +377,16 @@ def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device") -> "PreTrainedModel":
+def load_finetuned(
+    base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device", merge: bool = True
+) -> "PreTrainedModel":
     """Load a base for generation, with an adapter, or without one as it was before the training.
 
     `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`, `dtype` and
     `attn_implementation` (absent from older results.json), as in the recipe. On a CPU the quantised weights are
     then turned back into float32 and the adapter is merged into them, so that generation need not dequantise each
     weight for each token. A CPU that computes in bfloat16 gets the sum in the recipe's dtype, as the training computed,
-    unless attention is `eager`.
+    unless attention is `eager`. Without `merge` the base stays as it is loaded, with the adapter beside it.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -407,16 +408,19 @@ def load_finetuned(base: Base, adapter: Path | None, quantization: dict[str, Any
     )
     if is_bloom and attention != "eager":
         fuse(model)
-    if on_cpu and config is not None:
+    in_bits = config is not None and not (on_cpu and merge)
+    if config is not None and not in_bits:
         model = model.dequantize().float()
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
-        if on_cpu or config is None:
+        if merge and not in_bits:
             model = model.merge_and_unload()
+        elif merge:
+            tell_once(f"{base.name}: in 4 or 8 bit on this device, so the adapter stays beside it, unmerged")
     in_bfloat16 = attention != "eager" and quantization["dtype"] == "bfloat16"
-    if on_cpu and in_bfloat16 and has_bfloat16():
+    if on_cpu and not in_bits and in_bfloat16 and has_bfloat16():
         model = model.bfloat16()
         # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     model.config.use_cache = model.generation_config.use_cache = True  # a base saved after its training may say no
-    return model.to(device).eval() if on_cpu or config is None else model.eval()
+    return model.eval() if in_bits else model.to(device).eval()

@@ -176,6 +176,9 @@ class EvalConfig:
     batch_size: int = describe("sentences generated at a time on each process", 64)
     num_beams: int = describe("beams; 1 is greedy", 1)
     listed_penalty: float = describe("nats that a beam pays for each word of the training split's word list; needs beams", 0.0)
+    merge_adapter: bool = describe(
+        "merge the adapter for generation, where the base is not in 4 or 8 bit or on a CPU; faster", True
+    )
     max_new_tokens: int | None = describe("longest answer in tokens; null: the longest of the training data", None)
     samples: int = describe("rows in samples.md", 20)
     stress: bool = describe("rewrite the inputs of eval/stress.py too: disguised swearing, shouting, clean sentences", True)
@@ -558,7 +561,7 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
         if name not in BASELINES:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(BASELINES)}.", "eval.baselines")
     if recipe.eval.listed_penalty and recipe.eval.num_beams == 1:
-        yield RecipeError("chooses among beams, and eval.num_beams is 1. Expected 2 or more beams, or 0.", "eval.listed_penalty")
+        yield RecipeError("found 1, and eval.listed_penalty chooses among beams. Expected 2 or more.", "eval.num_beams")
     for name in recipe.eval.protocols:
         if name not in PROTOCOLS:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(PROTOCOLS)}.", "eval.protocols")
@@ -629,6 +632,13 @@ def parse_count(text: str) -> int:
 def is_main_process() -> bool:
     """Say whether this is the main one of the processes that a launcher has started; known before they have joined."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@functools.cache
+def tell_once(text: str) -> None:
+    """Print a line on standard error, from the main process alone, and the same line once."""
+    if is_main_process():
+        print(text, file=sys.stderr)
 
 
 def exit_with(error: InputError) -> NoReturn:

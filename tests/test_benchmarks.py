@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import run_python
 
-from sft.model import Base, resolve_base
-from sft.recipe import PROJECT, load_recipe
+from sft.model import Base, load_tokenizer, resolve_base
+from sft.prompt import format_prompt
+from sft.recipe import PROJECT, known_keys, load_recipe
+from sft.run_dir import read_json_lines
 
 FOLDER = PROJECT / "tests" / "benchmarks"
 
@@ -31,11 +33,19 @@ def test_training_side_by_side(mini_base: Path, small_data: Path, tmp_path: Path
 
 def test_generation_side_by_side(mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
     words = [mini_run, "--sentences", 2, "--report_sentences", 1, "--repeats", 1, "--out", tmp_path / "figures"]
+    words += ["--batch_size", 2, "--static_cache", "--forced_end"]
     done = run_python(FOLDER / "generate.py", *words, env={"BENCHMARK_WORK": str(tmp_path / "work")})
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "figures").glob("*.json")
     assert path.stem.startswith(f"generate-{mini_base.name}-")  # not the name of the embedded base's figures
-    assert path.stem.endswith("-1")
+    assert path.stem.endswith("-1-batches-of-2-static-cache")
+    tokenizer = load_tokenizer(resolve_base(str(mini_base)))
+    sentences = [line["toxic"] for line in read_json_lines(mini_run / "data" / "test.jsonl")[:2]]
+    empty, *whole = (len(tokenizer(format_prompt(text))["input_ids"]) for text in ("", *sentences))
+    first, second = (length - empty + 1 for length in whole)  # and the end
+    medians = json.loads(path.read_text())["medians"]
+    assert medians["report"]["tokens_per_sentence"] == first
+    assert medians["this project"]["tokens_per_sentence"] == (first + second) / 2
 
 
 def test_commands_of_all_figures_name_options_that_there_are(tmp_path: Path) -> None:
@@ -43,16 +53,17 @@ def test_commands_of_all_figures_name_options_that_there_are(tmp_path: Path) -> 
     import gpu
 
     on_cpu = argparse.Namespace(data="x.tsv", run=None, out=tmp_path)
-    on_gpu = argparse.Namespace(data="x.tsv", device="cuda", layers=1, steps=6, sentences=8, out=tmp_path)
+    on_gpu = argparse.Namespace(data="x.tsv", device="cuda", layers=1, batch=1, steps=6, repeats=1, sentences=8, out=tmp_path)
     commands = [*cpu.list_commands(on_cpu, tmp_path), *gpu.list_commands(on_gpu, "recipes/bloom-tiny", str(tmp_path))]
-    assert len(commands) == 7 + 5
+    assert len(commands) == 7 + 9
     for script, *words in commands:
         if script == "sft/run.py":
             data = PROJECT / "recipes" / "tiny-corpus.tsv"
             load_recipe(words[0], [*(word for word in words[1:] if word != "--overwrite"), "--data.source", str(data)])
             continue
         source = (PROJECT / script).read_text()
-        assert all(f'"{word}"' in source for word in words if word.startswith("--")), script
+        flags = [word for word in words if word.startswith("--") and word[2:] not in known_keys()]
+        assert all(f'"{flag}"' in source for flag in flags), script
 
 
 def test_chart_leaves_trials_out(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sft.bloom import FusedBloomAttention, QuickDropout, fuse, read_positions
 from sft.check import inspect_recipe
 from sft.data import TokenRows
 from sft.model import load_base
+from sft.recipe import tell_once
 from sft.run_dir import RunDir, read_json_lines
 from sft.train import Trainer, build_trainer, pack_rows
 
@@ -178,10 +179,13 @@ def test_no_text_reaches_its_neighbour(plain: BloomForCausalLM) -> None:
     assert not torch.allclose(after[:, :4], before[:, :4], atol=1e-3)
 
 
-def test_a_model_that_computes_in_slices_is_left_alone(plain: BloomForCausalLM) -> None:
+def test_a_model_that_computes_in_slices_is_left_alone(plain: BloomForCausalLM, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_once.cache_clear()
     model = copy.deepcopy(plain)
     model.config.slow_but_exact = True
     assert not fuse(model)
+    assert not fuse(model)
+    assert capsys.readouterr().err.count("eager attention in place of the fused one") == 1
     assert not any(isinstance(module, FusedBloomAttention) for module in model.modules())
 
 

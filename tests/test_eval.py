@@ -353,6 +353,24 @@ def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
     assert (reference - logits).abs().max() < 0.05 * reference.abs().max()
 
 
+def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: RunDir, call_main: Main) -> None:
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+
+    whole = read_json_lines(own_run.eval / "predictions.jsonl")
+    write_text(own_run.recipe, own_run.recipe.read_text().replace("merge_adapter: true", "merge_adapter: false"))
+    adapter = open_adapter(own_run)
+    model = load_rewriter(adapter).model
+    assert isinstance(model, PeftModel)
+    assert any(isinstance(module, Linear4bit) for module in model.modules())
+    assert any(isinstance(module, Linear4bit) for module in load_rewriter(adapter, tuned=False).model.modules())
+    call_main("eval.run", own_run.root)
+    assert read_json(own_run.eval / "results.json")["generation"]["merge_adapter"] is False
+    beside = read_json_lines(own_run.eval / "predictions.jsonl")
+    same = sum(one["prediction"] == other["prediction"] for one, other in zip(whole, beside, strict=True))
+    assert same > 0.7 * len(whole), "the same model but for rounding"
+
+
 def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
     done = run_python("-m", "eval.detoxify", mini_run, stdin="you damn fool\n\nwhat the hell is this\r\nlast line without end")
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 import sft.loss
 from sft.loss import FrozenHeadLogProbs, LogProbs, choose_loss
+from sft.recipe import tell_once
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
 
@@ -74,7 +75,7 @@ def test_what_it_does_not_cover_is_left_to_trl(
     rank: str, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", rank)
-    sft.loss.tell_fallback.cache_clear()
+    tell_once.cache_clear()
     monkeypatch.setattr(FrozenHeadLogProbs, "apply", lambda *_: pytest.fail("ours was taken"))
     weight = torch.randn(50, 8, requires_grad=change == "trainable head")
     bias = torch.zeros(50) if change == "bias" else None

@@ -186,6 +186,11 @@ def test_files_that_do_not_fit(tmp_path: Path, predictions: str | None, referenc
         score_files(tmp_path / "p.txt", tmp_path / "r.txt", None)
 
 
+def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r": a folder\. Expected a text a line"):
+        score_files(tmp_path, tmp_path, None)
+
+
 def test_lines_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prediction": "a"}\n{"output": "b"}\n')
     with pytest.raises(InputError, match=r"p\.jsonl:2: found no text under `prediction`"):

@@ -36,6 +36,9 @@ def make_base(shape: str, layers: int | None, folder: Path) -> str:
     import torch
     from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
+    from sft.check import quiet_libraries
+
+    quiet_libraries()
     width, depth, heads = SIZES[shape]
     path = folder / f"bloom-{shape}-{layers or depth}"
     if not (path / "tokenizer.json").exists():
