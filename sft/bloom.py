@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# A weight of 0 beside any other score. The mask's own, the lowest float32, is -inf in bfloat16, and in kernels that
+# compute in powers of two; and a row that is all -inf, as padding's on the left, has no softmax.
+MASKED = -1e9
 SHORT = 128  # queries; from there to 512 the fused kernel overtakes
 
 
@@ -36,8 +39,7 @@ class SharedBias:
         if self.parts is None or self.parts[0] is not alibi or self.parts[1] is not mask or self.bias.dtype != query.dtype:
             bias = alibi.view(query.shape[0], query.shape[1], 1, -1)
             bias = bias if mask is None else bias + mask
-            # A float32 mask's lowest value is -inf in bfloat16, and a row that is all -inf has no softmax.
-            self.bias = bias.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
+            self.bias = bias.clamp(min=MASKED).to(query.dtype)
             self.parts = alibi, mask
         return self.bias
 

@@ -330,6 +330,7 @@ class ProgressLog(TrainerCallback):
             log = read_json_lines(self.run.train_log)
             self.earlier: float = log[-1]["seconds"] if log else 0.0
             self.train_seconds: float = log[-1]["train_seconds"] if log else 0.0
+            self.trained_before = self.train_seconds
             self.emitted: float = log[-1].get("kg_co2eq", 0.0) if log else 0.0
             self.flushed: float = 0.0
             self.begin, self.first_step = time.monotonic(), state.global_step
@@ -358,7 +359,7 @@ class ProgressLog(TrainerCallback):
         self.write_line(line | {key: value for key, value in logs.items() if key not in line})
         if not self.console.is_terminal or "eval_loss" in logs:
             done = state.global_step - self.first_step
-            left = (time.monotonic() - self.begin) / max(1, done) * (state.max_steps - state.global_step)
+            left = (self.train_seconds - self.trained_before) / max(1, done) * (state.max_steps - state.global_step)
             clock = f"{int(left) // 60}:{int(left) % 60:02d} left" if done else ""
             self.console.print(f"step {state.global_step}/{state.max_steps}  {text}  {clock}".rstrip(), highlight=False)
 

@@ -1,6 +1,7 @@
 """BLOOM's fused attention and its packed rows against the plain model: the same numbers but for rounding."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers.models.bloom.modeling_bloom import BloomModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sft.bloom
-from sft.bloom import FusedBloomAttention, QuickDropout, fuse, read_positions
+from sft.bloom import FusedBloomAttention, QuickDropout, SharedBias, fuse, read_positions
 from sft.check import inspect_recipe
 from sft.data import TokenRows
 from sft.model import load_base
@@ -115,6 +116,15 @@ def test_bfloat16_stays_finite_and_near(plain: BloomForCausalLM) -> None:
     exact = plain(ids, attention_mask=mask).logits[mask.bool()]
     error, plain_error = ((logits[mask.bool()].float() - exact).abs().mean() for logits in (found, expected))
     assert error < 1.5 * plain_error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_masked_row_has_a_softmax_in_powers_of_two(dtype: torch.dtype) -> None:
+    mask = torch.zeros(1, 1, 2, 2).masked_fill_(torch.tensor([[1, 1], [0, 1]]).bool(), torch.finfo(torch.float32).min)
+    bias = SharedBias().add(torch.full((4, 1, 2), -20.0), mask, torch.zeros(1, 4, 2, 8, dtype=dtype))
+    assert bias.dtype == dtype
+    assert (bias * math.log2(math.e)).isfinite().all()
+    assert torch.equal(bias.softmax(-1)[0, 0].float(), torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
 
 
 def make_rows() -> list[dict[str, list[int]]]:
