@@ -1,6 +1,7 @@
 """Texts -> rewritten texts: batched by length, over all processes, with a fine-tuned model from a run or from the Hub."""
 
 import contextlib
+import copy
 import gc
 import hashlib
 import itertools
@@ -19,10 +20,11 @@ from sft.data import Example, clean_text, count, tokenise_texts
 from sft.hub import HubFailure, explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
-from sft.recipe import InputError, Recipe, RecipeError, load_recipe
+from sft.recipe import InputError, Recipe, RecipeError, load_recipe, tell_once
 from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_text
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTIZATION_KEYS = (
@@ -40,6 +42,7 @@ class GenerationSettings:
     listed_penalty: float = 0.0  # nats; see eval/penalty.py
     listed_words: Sequence[str] = ()  # that cost it; none where nothing does
     merge_adapter: bool = True  # see sft.model.load_finetuned
+    prefix_caching: bool = True  # see Rewriter.cache_prefix
 
     def describe(self) -> dict[str, Any]:
         return asdict(self) | {"listed_words": list(self.listed_words)}
@@ -109,13 +112,14 @@ class Rewriter:
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         mine = batches[state.process_index :: state.num_processes]
         done = read_journal(journal)
+        prefix = self.cache_prefix(list(ids.values()), solved) if mine else None
         with (
             make_progress(progress_label if state.is_main_process else None, len(texts)) as progress,
             open_journal(journal, state.process_index) as stream,
         ):
             for batch in progress.track(mine, description=progress_label or ""):
                 if not done.keys() >= set(batch):
-                    answers = dict(zip(batch, self.generate_batch([ids[index] for index in batch]), strict=True))
+                    answers = dict(zip(batch, self.generate_batch([ids[index] for index in batch], prefix), strict=True))
                     done |= answers
                     if stream:
                         stream.write(json.dumps(answers) + "\n")
@@ -130,26 +134,71 @@ class Rewriter:
         end = [self.tokenizer.eos_token_id]
         return [token for pair in zip(prompts, answers, strict=True) for token in (*pair[0], *pair[1], *end)]
 
-    def generate_batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return the trimmed answer to each prompt (lists of token ids, of any lengths)."""
+    def cache_prefix(self, prompts: Sequence[Sequence[int]], solved: Sequence[int]) -> Any:
+        """Return the key-value cache of what all `prompts` begin with: `solved` shots, and the instruction.
+
+        None where the recipe says so, or where the model's cache does not grow token by token. Two further prompts make
+        the beginning, and so the rounding, the same for a single text as for many.
+        """
+        import torch
+        from transformers.cache_utils import DynamicLayer
+
+        if not self.settings.prefix_caching:
+            return None
+        others = [[*solved, *ids] for ids in tokenise_texts([format_prompt("a"), format_prompt("?")], self.tokenizer)]
+        same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*others, *prompts, strict=False))
+        shared = [tokens[0] for tokens in same]
+        if not shared:
+            return None
+        cache = self.fill_cache(torch.tensor([shared]), torch.ones(1, len(shared), dtype=torch.long))
+        if all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
+            return cache
+        tell_once(f"{type(cache).__name__}: this model's cache can't be shared by prompts, so no prefix caching")
+        return None
+
+    def fill_cache(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> Any:
+        """Return the cache with the keys and values of all tokens; ids and mask are (prompts, tokens)."""
+        return self.generate(ids, mask, cache, num_beams=1, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+
+    def generate(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, **options: Any) -> Any:
+        """Return what the model's own `generate` does, without sampling; what is in the cache is not computed again."""
         import torch
 
-        width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        # Padded on the left: the answer follows its prompt directly.
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
-            output = self.model.generate(
+            return self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
-                num_beams=self.settings.num_beams,
-                max_new_tokens=self.settings.max_new_tokens,
+                past_key_values=cache,
                 do_sample=False,
-                logits_processor=self.processors,
-                pad_token_id=pad,
+                pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
+                **options,
             )
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], prefix: Any = None) -> list[str]:
+        """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds.
+
+        With beams, transformers would compute each prompt once a beam.
+        """
+        import torch
+
+        start, beams = 0 if prefix is None else prefix.get_seq_length(), self.settings.num_beams
+        width = max(map(len, prompts))
+        # Padded before what is left of the prompt: the answer follows it directly.
+        rows = [(prompt[:start], width - len(prompt), prompt[start:]) for prompt in prompts]
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[*head, *[pad] * gap, *rest] for head, gap, rest in rows])
+        mask = torch.tensor([[1] * len(head) + [0] * gap + [1] * len(rest) for head, gap, rest in rows])
+        cache = None
+        if prefix is not None:
+            cache = copy.deepcopy(prefix)
+            cache.batch_repeat_interleave(len(prompts))
+            if beams > 1:
+                cache = self.fill_cache(ids, mask, cache)
+                cache.crop(-1)  # `generate` begins with a prompt's last token
+                cache.batch_repeat_interleave(beams)
+        limit = self.settings.max_new_tokens
+        output = self.generate(ids, mask, cache, num_beams=beams, max_new_tokens=limit, logits_processor=self.processors)
         # What stands behind the end is padding, and a pad token may be an ordinary word of the vocabulary.
         answers = [
             itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, row) for row in output[:, width:].tolist()
@@ -232,7 +281,10 @@ def choose_settings(run: RunDir, recipe: Recipe, manifest: dict[str, Any]) -> Ge
     longest = recipe.eval.max_new_tokens or manifest["longest_answer"]
     penalty = recipe.eval.listed_penalty
     words = fit_lexicon(read_split(run, "train")) if penalty else ()
-    return GenerationSettings(recipe.eval.num_beams, longest, recipe.eval.batch_size, penalty, words, recipe.eval.merge_adapter)
+    ev = recipe.eval
+    return GenerationSettings(
+        ev.num_beams, longest, ev.batch_size, penalty, words, merge_adapter=ev.merge_adapter, prefix_caching=ev.prefix_caching
+    )
 
 
 def download_adapter(name: str, revision: str | None = None) -> Adapter:

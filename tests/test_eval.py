@@ -13,7 +13,7 @@ import pytest
 from conftest import Main, run_python
 
 from eval.baselines import choose_shots, delete_listed, fit_lexicon
-from eval.generate import find_adapter, load_rewriter, open_adapter
+from eval.generate import Rewriter, find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
@@ -21,7 +21,7 @@ from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_sp
 from eval.toxicity import fit_toxicity
 from sft.data import Example, hash_examples
 from sft.prompt import format_prompt
-from sft.recipe import PROJECT, InputError
+from sft.recipe import PROJECT, InputError, tell_once
 from sft.run_dir import (
     Refusal,
     RunDir,
@@ -335,6 +335,43 @@ def test_rewrites_do_not_depend_on_company(mini_run: Path) -> None:
     assert [rewriter.rewrite([text])[0] for text in texts] == together
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("shots", [0, 2])
+def test_prefix_caching_computes_less_of_the_same(mini_run: Path, beams: int, shots: int) -> None:
+    run, read = RunDir(mini_run), []
+    adapter = open_adapter(run)
+    settings = dataclasses.replace(adapter.settings, num_beams=beams, max_new_tokens=8, listed_penalty=0.0)
+    adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": "float32"}, settings=settings)
+    cached = load_rewriter(adapter)
+    plain = dataclasses.replace(cached, settings=dataclasses.replace(settings, prefix_caching=False))
+    cached.model.register_forward_pre_hook(lambda *call: read.append(call[-1]["input_ids"].numel()), with_kwargs=True)
+    texts = [example.toxic for example in read_split(run, "test")]
+    solved = read_split(run, "train")[:shots]
+    rewrites, tokens = [], []
+    for rewriter in (plain, cached):
+        read.clear()
+        rewrites.append(rewriter.rewrite(texts, shots=solved))
+        tokens.append(sum(read))
+    assert rewrites[1] == rewrites[0]
+    assert any(rewrites[0])
+    assert tokens[1] < (0.9 if beams == 1 else 0.75) * tokens[0]
+    assert [cached.rewrite([text], shots=solved)[0] for text in texts[:3]] == rewrites[0][:3]
+
+
+def test_no_prefix_caching_where_the_cache_has_other_layers(
+    mini_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import StaticCache
+
+    tell_once.cache_clear()
+    rewriter = load_rewriter(open_adapter(RunDir(mini_run)))
+    expected = rewriter.rewrite(["you damn fool", "shut up"])
+    static = StaticCache(rewriter.model.config, max_cache_len=8)
+    monkeypatch.setattr(Rewriter, "fill_cache", lambda *_: static)
+    assert rewriter.rewrite(["you damn fool", "shut up"]) == expected
+    assert capsys.readouterr().err == "StaticCache: this model's cache can't be shared by prompts, so no prefix caching\n"
+
+
 def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
     """The dequantised, merged model against the 4-bit base with the adapter beside it, as it was trained."""
     import torch
@@ -476,15 +513,13 @@ def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(mini_run
 def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     own_run: RunDir, call_main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eval.generate import Rewriter
-
     text = own_run.recipe.read_text().replace("  batch_size: 64", "  batch_size: 4")
     write_text(own_run.recipe, text)
     generate_batch, batches = Rewriter.generate_batch, []
 
-    def note(self: Rewriter, prompts: list[list[int]]) -> list[str]:
+    def note(self: Rewriter, prompts: list[list[int]], prefix: object) -> list[str]:
         batches.append(prompts)
-        return generate_batch(self, prompts)
+        return generate_batch(self, prompts, prefix)
 
     monkeypatch.setattr(Rewriter, "generate_batch", note)
     call_main("eval.run", own_run.root)
@@ -494,10 +529,10 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     results = read_json(own_run.eval / "results.json")
     shutil.rmtree(own_run.eval)
 
-    def break_off(self: Rewriter, prompts: list[list[int]]) -> list[str]:
+    def break_off(self: Rewriter, prompts: list[list[int]], prefix: object) -> list[str]:
         if len(batches) == 5:
             raise KeyboardInterrupt
-        return note(self, prompts)
+        return note(self, prompts, prefix)
 
     monkeypatch.setattr(Rewriter, "generate_batch", break_off)
     with pytest.raises(KeyboardInterrupt):

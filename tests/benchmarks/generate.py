@@ -95,7 +95,9 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
         begin, tokens = time_report(adapter, texts, arguments.forced_end)
     else:
         texts = texts[: arguments.sentences]
-        changed = {"num_beams": arguments.beams} | ({"batch_size": arguments.batch_size} if arguments.batch_size else {})
+        changed: dict[str, Any] = {"num_beams": arguments.beams}
+        changed |= {"batch_size": arguments.batch_size} if arguments.batch_size else {}
+        changed |= {"prefix_caching": False} if arguments.static_cache else {}  # which needs a cache that grows
         adapter = dataclasses.replace(adapter, settings=dataclasses.replace(adapter.settings, **changed))
         rewriter = load_rewriter(adapter)
         rewriter.model.generation_config.cache_implementation = "static" if arguments.static_cache else None
