@@ -25,11 +25,12 @@ from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTIZATION_KEYS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "attn_implementation",
 )  # fmt: skip
+PREFIX_CACHING = ("bloom", "gpt2", "gpt_neox", "llama", "opt", "phi", "qwen2")  # tested with it (tests/test_eval.py)
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,15 @@ class Rewriter:
         end = [self.tokenizer.eos_token_id]
         return [token for pair in zip(prompts, answers, strict=True) for token in (*pair[0], *pair[1], *end)]
 
-    def cache_prefix(self, prompts: Sequence[Sequence[int]], solved: Sequence[int]) -> Any:
+    def cache_prefix(self, prompts: Sequence[Sequence[int]], solved: Sequence[int]) -> "DynamicCache | None":
         """Return the key-value cache of what all `prompts` begin with: `solved` shots, and the instruction.
 
-        None where the recipe says so, or where the model's cache does not grow token by token. Two further prompts make
-        the beginning, and so the rounding, the same for a single text as for many.
+        None where the recipe says so, and, with a line, for models that were not tested with it: padding then lies
+        between beginning and rest, and some count it as distance. Two prompts of our own bound the beginning, so that
+        it is the same for one text and for many, as long as none merges with the newline before it.
         """
         import torch
+        from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer
 
         if not self.settings.prefix_caching:
@@ -148,19 +151,19 @@ class Rewriter:
         others = [[*solved, *ids] for ids in tokenise_texts([format_prompt("a"), format_prompt("?")], self.tokenizer)]
         same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*others, *prompts, strict=False))
         shared = [tokens[0] for tokens in same]
-        if not shared:
-            return None
-        cache = self.fill_cache(torch.tensor([shared]), torch.ones(1, len(shared), dtype=torch.long))
-        if all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
-            return cache
-        tell_once(f"{type(cache).__name__}: this model's cache can't be shared by prompts, so no prefix caching")
+        kind = self.model.config.model_type
+        if shared and kind in PREFIX_CACHING and not self.model.generation_config.cache_implementation:
+            cache = self.fill_cache(torch.tensor([shared]), torch.ones(1, len(shared), dtype=torch.long))
+            if isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers):
+                return cache
+        tell_once(f"{kind}: no prefix caching, which is for {', '.join(PREFIX_CACHING)} with a cache that keeps every token")
         return None
 
-    def fill_cache(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> Any:
-        """Return the cache with the keys and values of all tokens; ids and mask are (prompts, tokens)."""
+    def fill_cache(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None" = None) -> Any:
+        """Return the model's cache with the keys and values of all tokens; ids and mask are (prompts, tokens)."""
         return self.generate(ids, mask, cache, num_beams=1, max_new_tokens=1, return_dict_in_generate=True).past_key_values
 
-    def generate(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, **options: Any) -> Any:
+    def generate(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None", **options: Any) -> Any:
         """Return what the model's own `generate` does, without sampling; what is in the cache is not computed again."""
         import torch
 
@@ -175,16 +178,15 @@ class Rewriter:
                 **options,
             )
 
-    def generate_batch(self, prompts: Sequence[Sequence[int]], prefix: Any = None) -> list[str]:
+    def generate_batch(self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None" = None) -> list[str]:
         """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds.
 
-        With beams, transformers would compute each prompt once a beam.
+        Padding lies between that and the rest of a prompt, which the answer follows directly.
         """
         import torch
 
         start, beams = 0 if prefix is None else prefix.get_seq_length(), self.settings.num_beams
         width = max(map(len, prompts))
-        # Padded before what is left of the prompt: the answer follows it directly.
         rows = [(prompt[:start], width - len(prompt), prompt[start:]) for prompt in prompts]
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[*head, *[pad] * gap, *rest] for head, gap, rest in rows])
@@ -193,9 +195,9 @@ class Rewriter:
         if prefix is not None:
             cache = copy.deepcopy(prefix)
             cache.batch_repeat_interleave(len(prompts))
-            if beams > 1:
+            if beams > 1:  # `generate` would compute each prompt once a beam
                 cache = self.fill_cache(ids, mask, cache)
-                cache.crop(-1)  # `generate` begins with a prompt's last token
+                cache.crop(-1)  # it begins with the last token
                 cache.batch_repeat_interleave(beams)
         limit = self.settings.max_new_tokens
         output = self.generate(ids, mask, cache, num_beams=beams, max_new_tokens=limit, logits_processor=self.processors)
@@ -278,12 +280,17 @@ def open_adapter(run: RunDir) -> Adapter:
 
 
 def choose_settings(run: RunDir, recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
-    longest = recipe.eval.max_new_tokens or manifest["longest_answer"]
-    penalty = recipe.eval.listed_penalty
+    settings = recipe.eval
+    penalty = settings.listed_penalty
     words = fit_lexicon(read_split(run, "train")) if penalty else ()
-    ev = recipe.eval
     return GenerationSettings(
-        ev.num_beams, longest, ev.batch_size, penalty, words, merge_adapter=ev.merge_adapter, prefix_caching=ev.prefix_caching
+        num_beams=settings.num_beams,
+        max_new_tokens=settings.max_new_tokens or manifest["longest_answer"],
+        batch_size=settings.batch_size,
+        listed_penalty=penalty,
+        listed_words=words,
+        merge_adapter=settings.merge_adapter,
+        prefix_caching=settings.prefix_caching,
     )
 
 

@@ -164,7 +164,6 @@ def read_unrewritten(path: Path) -> dict[str, list[str]]:
     """
     if not path.is_file():
         expected = "sentences without rewrites: a text a line, or ParaDetox's .tsv file"
-        expected = "sentences without rewrites: a text a line, or ParaDetox's .tsv file"
         raise DataError(f"{path}: {describe_absence(path)}. Expected {expected}.")
     sentences: dict[str, list[str]] = {}
     if path.suffix != ".tsv":

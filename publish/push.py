@@ -108,15 +108,18 @@ def explain_failure(error: Exception, target: Target) -> str:
 
 
 def wait_between(tries: int = TRIES) -> Iterator[int]:
-    """Yield the number of each try, from 0, and wait longer before each, which a line tells.
-
-    The waits have jitter, as others may be waiting, too.
-    """
+    """Yield the number of each try, from 0, and wait longer before each (with jitter: others may be waiting, too)."""
     for number in range(tries):
         if number:
-            print(f"the Hub fails, or can't be reached: try {number + 1} of {tries} follows", file=sys.stderr)
             time.sleep(min(LONGEST_WAIT, WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1.5))
         yield number
+
+
+def tell_retry(error: Exception, number: int, tries: int = TRIES) -> None:
+    """Say why a try is followed by another one; the last one is not."""
+    if number < tries - 1:
+        why = "others committed in between" if find_status(error) == HEAD_MOVED else "the Hub fails, or can't be reached"
+        print(f"{why}: trying again ({number + 2} of {tries})", file=sys.stderr)
 
 
 def call_again(call: Callable[[], T], tries: int = TRIES) -> T:
@@ -131,6 +134,7 @@ def call_again(call: Callable[[], T], tries: int = TRIES) -> T:
         except list_errors() as error:
             if number == tries - 1 or not is_passing(error):
                 raise
+            tell_retry(error, number, tries)
     raise AssertionError("no try was made")
 
 
@@ -340,7 +344,7 @@ def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -
     mark = f"push {uuid.uuid4()}"  # in the commit's description: by it a commit is known whose answer was lost
     sent, state, error = None, AS_BEFORE, None
     try:
-        for _ in wait_between():
+        for number in wait_between():
             remote = read_remote(api, target)
             landed = find_commit(api, target, mark, files) if remote.exists and (sent or target.pull_request) else None
             if landed and sent:
@@ -362,6 +366,7 @@ def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -
                 if find_status(failure) == HEAD_MOVED or not is_passing(failure):
                     state = AS_BEFORE  # nothing has landed, for certain
                 if find_status(failure) == HEAD_MOVED or is_passing(failure):
+                    tell_retry(failure, number)
                     continue
                 raise
             return finish(api, plan, target, commit)

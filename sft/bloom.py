@@ -39,7 +39,7 @@ class SharedBias:
         if self.parts is None or self.parts[0] is not alibi or self.parts[1] is not mask or self.bias.dtype != query.dtype:
             bias = alibi.view(query.shape[0], query.shape[1], 1, -1)
             bias = bias if mask is None else bias + mask
-            self.bias = bias.clamp(min=MASKED).to(query.dtype)
+            self.bias = bias.clamp(min=max(MASKED, torch.finfo(query.dtype).min)).to(query.dtype)
             self.parts = alibi, mask
         return self.bias
 

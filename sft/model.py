@@ -383,10 +383,10 @@ def load_finetuned(
     """Load a base for generation, with an adapter, or without one as it was before the training.
 
     `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`, `dtype` and
-    `attn_implementation` (absent from older results.json), as in the recipe. On a CPU the quantised weights are
-    then turned back into float32 and the adapter is merged into them, so that generation need not dequantise each
-    weight for each token. A CPU that computes in bfloat16 gets the sum in the recipe's dtype, as the training computed,
-    unless attention is `eager`. Without `merge` the base stays as it is loaded, with the adapter beside it.
+    `attn_implementation` (absent from older results.json), as in the recipe. With `merge`, the adapter is merged into a
+    base that is not quantised; on a CPU a quantised one is turned back into float32 for it, so that generation need not
+    dequantise each weight for each token. What is then not quantised is computed, on a CPU that can, in the recipe's
+    bfloat16, as the training was, unless attention is `eager`. Without `merge` the adapter stays beside its base.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -177,9 +177,11 @@ class EvalConfig:
     num_beams: int = describe("beams; 1 is greedy", 1)
     listed_penalty: float = describe("nats that a beam pays for each word of the training split's word list; needs beams", 0.0)
     merge_adapter: bool = describe(
-        "merge the adapter for generation, where the base is not in 4 or 8 bit or on a CPU; faster", True
+        "for generation, merge the adapter into the base: on a CPU, or where the base is not in 4 or 8 bit; faster", True
     )
-    prefix_caching: bool = describe("compute what all prompts begin with once, and a prompt once for all its beams; faster", True)
+    prefix_caching: bool = describe(
+        "in generation, compute what all prompts begin with once, and a prompt once for all its beams; faster", True
+    )
     max_new_tokens: int | None = describe("longest answer in tokens; null: the longest of the training data", None)
     samples: int = describe("rows in samples.md", 20)
     stress: bool = describe("rewrite the inputs of eval/stress.py too: disguised swearing, shouting, clean sentences", True)

@@ -31,14 +31,18 @@ def test_training_side_by_side(mini_base: Path, small_data: Path, tmp_path: Path
     assert all(values["samples_per_second"] > 0 and values["held_out_loss"] > 0 for values in figures["medians"].values())
 
 
-def test_generation_side_by_side(mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [([], "-2"), (["--batch_size", 2, "--in_16_bit", "--static_cache"], "-2-batches-of-2-16-bit-static-cache")],
+)
+def test_generation_side_by_side(options: list[object], name: str, mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
     words = [mini_run, "--sentences", 2, "--report_sentences", 1, "--repeats", 1, "--out", tmp_path / "figures"]
-    words += ["--batch_size", 2, "--static_cache", "--forced_end"]
+    words += ["--beams", 2, "--forced_end", *options]
     done = run_python(FOLDER / "generate.py", *words, env={"BENCHMARK_WORK": str(tmp_path / "work")})
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "figures").glob("*.json")
     assert path.stem.startswith(f"generate-{mini_base.name}-")  # not the name of the embedded base's figures
-    assert path.stem.endswith("-1-batches-of-2-static-cache")
+    assert path.stem.endswith(f"-cpu{name}")
     tokenizer = load_tokenizer(resolve_base(str(mini_base)))
     sentences = [line["toxic"] for line in read_json_lines(mini_run / "data" / "test.jsonl")[:2]]
     empty, *whole = (len(tokenizer(format_prompt(text))["input_ids"]) for text in ("", *sentences))
@@ -55,14 +59,15 @@ def test_commands_of_all_figures_name_options_that_there_are(tmp_path: Path) -> 
     on_cpu = argparse.Namespace(data="x.tsv", run=None, out=tmp_path)
     on_gpu = argparse.Namespace(data="x.tsv", device="cuda", layers=1, batch=1, steps=6, repeats=1, sentences=8, out=tmp_path)
     commands = [*cpu.list_commands(on_cpu, tmp_path), *gpu.list_commands(on_gpu, "recipes/bloom-tiny", str(tmp_path))]
-    assert len(commands) == 7 + 9
+    assert len(commands) == 7 + 10
     for script, *words in commands:
         if script == "sft/run.py":
             data = PROJECT / "recipes" / "tiny-corpus.tsv"
             load_recipe(words[0], [*(word for word in words[1:] if word != "--overwrite"), "--data.source", str(data)])
             continue
         source = (PROJECT / script).read_text()
-        flags = [word for word in words if word.startswith("--") and word[2:] not in known_keys()]
+        overrides = known_keys() if script.endswith("/train.py") else {}
+        flags = [word for word in words if word.startswith("--") and word[2:] not in overrides]
         assert all(f'"{flag}"' in source for flag in flags), script
 
 

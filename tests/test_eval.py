@@ -13,13 +13,14 @@ import pytest
 from conftest import Main, run_python
 
 from eval.baselines import choose_shots, delete_listed, fit_lexicon
-from eval.generate import Rewriter, find_adapter, load_rewriter, open_adapter
+from eval.generate import PREFIX_CACHING, GenerationSettings, Rewriter, find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
 from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_split, read_unrewritten
 from eval.toxicity import fit_toxicity
 from sft.data import Example, hash_examples
+from sft.model import load_tokenizer, resolve_base
 from sft.prompt import format_prompt
 from sft.recipe import PROJECT, InputError, tell_once
 from sft.run_dir import (
@@ -34,6 +35,8 @@ from sft.run_dir import (
     write_json_lines,
     write_text,
 )
+
+TEXTS = ["you damn fool", "shut up", "what a load of crap , i want my money back right now please", "get out of my way , idiot"]
 
 
 @pytest.fixture
@@ -358,18 +361,59 @@ def test_prefix_caching_computes_less_of_the_same(mini_run: Path, beams: int, sh
     assert [cached.rewrite([text], shots=solved)[0] for text in texts[:3]] == rewrites[0][:3]
 
 
-def test_no_prefix_caching_where_the_cache_has_other_layers(
-    mini_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from transformers import StaticCache
+def make_random_rewriter(kind: str, beams: int, **changes: object) -> Rewriter:
+    """Return a rewriter with a random miniature of another architecture."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(resolve_base("recipes/bloom-tiny"))
+    sizes = {
+        "tie_word_embeddings": False,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    named = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2}}
+    named |= {"gpt2": {"n_embd": 32}, "qwen2": {"num_key_value_heads": 2}}
+    torch.manual_seed(0)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(kind, **sizes | named.get(kind, {}) | {"vocab_size": len(tokenizer)} | ends | changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4)  # else every prompt has the same answer
+    return Rewriter(model, tokenizer, GenerationSettings(beams, 6, 4))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", PREFIX_CACHING)
+def test_prefix_caching_with_other_architectures(kind: str, beams: int, capsys: pytest.CaptureFixture[str]) -> None:
     tell_once.cache_clear()
-    rewriter = load_rewriter(open_adapter(RunDir(mini_run)))
-    expected = rewriter.rewrite(["you damn fool", "shut up"])
-    static = StaticCache(rewriter.model.config, max_cache_len=8)
-    monkeypatch.setattr(Rewriter, "fill_cache", lambda *_: static)
-    assert rewriter.rewrite(["you damn fool", "shut up"]) == expected
-    assert capsys.readouterr().err == "StaticCache: this model's cache can't be shared by prompts, so no prefix caching\n"
+    cached = make_random_rewriter(kind, beams)
+    plain = dataclasses.replace(cached, settings=dataclasses.replace(cached.settings, prefix_caching=False))
+    expected = plain.rewrite(TEXTS)
+    assert len(set(expected)) > 2
+    assert cached.rewrite(TEXTS) == expected
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "cache_implementation"),
+    [
+        ("mpt", {}, None),  # its distances would count the padding
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, None),
+        ("bloom", {}, "dynamic"),
+    ],
+)
+def test_no_prefix_caching_where_it_would_change_the_rewrites(
+    kind: str, changes: dict[str, object], cache_implementation: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_once.cache_clear()
+    cached = make_random_rewriter(kind, 1, **changes)
+    cached.model.generation_config.cache_implementation = cache_implementation
+    plain = dataclasses.replace(cached, settings=dataclasses.replace(cached.settings, prefix_caching=False))
+    assert cached.rewrite(TEXTS) == plain.rewrite(TEXTS)
+    assert capsys.readouterr().err.startswith(f"{kind}: no prefix caching, which is for bloom, gpt2,")
 
 
 def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
@@ -401,6 +445,13 @@ def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: RunDir, cal
     assert isinstance(model, PeftModel)
     assert any(isinstance(module, Linear4bit) for module in model.modules())
     assert any(isinstance(module, Linear4bit) for module in load_rewriter(adapter, tuned=False).model.modules())
+    in_16_bit = dataclasses.replace(adapter, quantization=adapter.quantization | {"load_in_4bit": False})
+    rewriter = load_rewriter(in_16_bit)
+    assert isinstance(rewriter.model, PeftModel)
+    assert len({parameter.dtype for parameter in rewriter.model.parameters()}) == 1
+    merged = load_rewriter(dataclasses.replace(in_16_bit, settings=dataclasses.replace(adapter.settings, merge_adapter=True)))
+    assert not isinstance(merged.model, PeftModel)
+    assert rewriter.rewrite(TEXTS) == merged.rewrite(TEXTS)
     call_main("eval.run", own_run.root)
     assert read_json(own_run.eval / "results.json")["generation"]["merge_adapter"] is False
     beside = read_json_lines(own_run.eval / "predictions.jsonl")

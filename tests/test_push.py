@@ -319,6 +319,20 @@ def test_hub_that_fails_after_the_commit(hub: HubDouble) -> None:
     assert count_pushes(hub) == 1
 
 
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        (503, "the Hub fails, or can't be reached: trying again (2 of 8)\n"),
+        (412, "others committed in between: trying again (2 of 8)\n"),
+    ],
+)
+def test_a_retry_says_why(hub: HubDouble, how: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
+    hub.faults.append(Fault("POST .*/commit/", how))
+    assert push(connect(hub), FILES, Target(REPO), "title").committed
+    assert capsys.readouterr().err.count(line) == 1
+
+
 def test_ten_publishers_at_once(hub: HubDouble) -> None:
     hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
     api = connect(hub)  # once: it closes the process's HTTP client, in the middle of another thread's request too

@@ -28,7 +28,10 @@ def main() -> None:
     parser.add_argument("--report_sentences", type=parse_count, default=40)
     parser.add_argument("--beams", type=parse_count, default=1, help="of this project; the report is greedy")
     parser.add_argument("--batch_size", type=parse_count, help="eval.batch_size of this project, in place of the recipe's")
-    parser.add_argument("--static_cache", action="store_true", help="of this project; on a GPU transformers compiles with it")
+    parser.add_argument("--in_16_bit", action="store_true", help="this project's base, whatever the recipe says")
+    parser.add_argument(
+        "--static_cache", action="store_true", help="of this project; on a GPU a base in 16 bit is compiled for it"
+    )
     parser.add_argument("--forced_end", action="store_true", help="for random weights: an answer is as long as its sentence")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--repeats", type=parse_count, default=3)
@@ -47,7 +50,7 @@ def main() -> None:
             words = ["tests/benchmarks/generate.py", str(arguments.run.resolve()), "--side", side, "--time", str(out)]
             words += ["--sentences", str(arguments.sentences), "--report_sentences", str(arguments.report_sentences)]
             words += ["--beams", str(arguments.beams)] + ["--static_cache"] * arguments.static_cache
-            words += ["--forced_end"] * arguments.forced_end
+            words += ["--in_16_bit"] * arguments.in_16_bit + ["--forced_end"] * arguments.forced_end
             words += ["--batch_size", str(arguments.batch_size)] if arguments.batch_size else []
             if failure := sides.run_fresh(words, work / "generate.log"):
                 sys.exit(failure)
@@ -68,6 +71,7 @@ def main() -> None:
         "device": device,
         "beams": arguments.beams,
         "batch_size": arguments.batch_size or adapter.settings.batch_size,
+        "in_16_bit": arguments.in_16_bit,
         "static_cache": arguments.static_cache,
         "forced_end": arguments.forced_end,
         "runs": runs,
@@ -75,6 +79,7 @@ def main() -> None:
     }
     name = f"{sides.name_figures(f'generate-{shape}', layers, device)}-{arguments.beams}"
     name += f"-batches-of-{arguments.batch_size}" if arguments.batch_size else ""
+    name += "-16-bit" if arguments.in_16_bit else ""
     name += "-static-cache" if arguments.static_cache else ""
     sides.write_figures(name, figures, print_table(figures), arguments.out)
 
@@ -99,6 +104,9 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
         changed |= {"batch_size": arguments.batch_size} if arguments.batch_size else {}
         changed |= {"prefix_caching": False} if arguments.static_cache else {}  # which needs a cache that grows
         adapter = dataclasses.replace(adapter, settings=dataclasses.replace(adapter.settings, **changed))
+        if arguments.in_16_bit:
+            bits = {"load_in_4bit": False, "load_in_8bit": False}
+            adapter = dataclasses.replace(adapter, quantization=adapter.quantization | bits)
         rewriter = load_rewriter(adapter)
         rewriter.model.generation_config.cache_implementation = "static" if arguments.static_cache else None
         if arguments.forced_end:
@@ -118,6 +126,8 @@ def count_tokens(model: Any, end: int) -> list[int]:
 
     def counted(**options: Any) -> Any:
         output = generate(**options)
+        if options.get("return_dict_in_generate"):  # it fills a cache
+            return output
         answers = output[:, options["input_ids"].shape[1] :]
         ended = (answers == end).cumsum(1)
         counts.append(int((ended - (answers == end).long() == 0).sum()))  # up to the first end
@@ -187,7 +197,7 @@ def print_table(figures: dict[str, Any]) -> str:
     ours = medians.get(SIDES[0], {}).get("sentences_per_second")
     shape = figures["shape"] + (f", {figures['layers']} layers" if figures["layers"] else "")
     repeats = max(map(len, figures["runs"].values()))
-    cache = ", a static cache" if figures["static_cache"] else ""
+    cache = (", in 16 bit" if figures["in_16_bit"] else "") + (", a static cache" if figures["static_cache"] else "")
     settings = f"{figures['beams']} beam(s), batches of {figures['batch_size']}{cache}"
     settings += "; answers ended at the length of their sentences" if figures["forced_end"] else ""
     lines = [

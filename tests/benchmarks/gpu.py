@@ -48,9 +48,10 @@ def list_commands(arguments: argparse.Namespace, base: str, run: str) -> list[li
         ["tests/benchmarks/memory.py", *shared],
         ["sft/run.py", *training, "--output_dir", run, "--overwrite"],
         generation,
-        [*generation, *large],
         # What may pay, and is in no recipe yet:
-        [*generation, *large, "--static_cache"],
+        [*generation, *large],
+        [*generation, *large, "--in_16_bit"],
+        [*generation, *large, "--in_16_bit", "--static_cache"],
         ["tests/benchmarks/train.py", *compare_3b, *ours, *packed],
         ["tests/benchmarks/train.py", *compare_3b, *ours, *compiled],
     ]
