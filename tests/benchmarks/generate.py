@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--report_sentences", type=parse_count, default=40)
     parser.add_argument("--beams", type=parse_count, default=1, help="of this project; the report is greedy")
     parser.add_argument("--batch_size", type=parse_count, help="eval.batch_size of this project, in place of the recipe's")
+    parser.add_argument("--no_prefix_caching", action="store_true", help="of this project")
     parser.add_argument("--in_16_bit", action="store_true", help="this project's base, whatever the recipe says")
     parser.add_argument(
         "--static_cache", action="store_true", help="of this project; on a GPU a base in 16 bit is compiled for it"
@@ -50,6 +51,7 @@ def main() -> None:
             words = ["tests/benchmarks/generate.py", str(arguments.run.resolve()), "--side", side, "--time", str(out)]
             words += ["--sentences", str(arguments.sentences), "--report_sentences", str(arguments.report_sentences)]
             words += ["--beams", str(arguments.beams)] + ["--static_cache"] * arguments.static_cache
+            words += ["--no_prefix_caching"] * arguments.no_prefix_caching
             words += ["--in_16_bit"] * arguments.in_16_bit + ["--forced_end"] * arguments.forced_end
             words += ["--batch_size", str(arguments.batch_size)] if arguments.batch_size else []
             if failure := sides.run_fresh(words, work / "generate.log"):
@@ -71,6 +73,7 @@ def main() -> None:
         "device": device,
         "beams": arguments.beams,
         "batch_size": arguments.batch_size or adapter.settings.batch_size,
+        "prefix_caching": not (arguments.no_prefix_caching or arguments.static_cache),
         "in_16_bit": arguments.in_16_bit,
         "static_cache": arguments.static_cache,
         "forced_end": arguments.forced_end,
@@ -79,6 +82,7 @@ def main() -> None:
     }
     name = f"{sides.name_figures(f'generate-{shape}', layers, device)}-{arguments.beams}"
     name += f"-batches-of-{arguments.batch_size}" if arguments.batch_size else ""
+    name += "-no-prefix-caching" if arguments.no_prefix_caching else ""
     name += "-16-bit" if arguments.in_16_bit else ""
     name += "-static-cache" if arguments.static_cache else ""
     sides.write_figures(name, figures, print_table(figures), arguments.out)
@@ -102,7 +106,8 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
         texts = texts[: arguments.sentences]
         changed: dict[str, Any] = {"num_beams": arguments.beams}
         changed |= {"batch_size": arguments.batch_size} if arguments.batch_size else {}
-        changed |= {"prefix_caching": False} if arguments.static_cache else {}  # which needs a cache that grows
+        if arguments.no_prefix_caching or arguments.static_cache:  # which does not grow, as the prefix's must
+            changed["prefix_caching"] = False
         adapter = dataclasses.replace(adapter, settings=dataclasses.replace(adapter.settings, **changed))
         if arguments.in_16_bit:
             bits = {"load_in_4bit": False, "load_in_8bit": False}
@@ -199,6 +204,7 @@ def print_table(figures: dict[str, Any]) -> str:
     repeats = max(map(len, figures["runs"].values()))
     cache = (", in 16 bit" if figures["in_16_bit"] else "") + (", a static cache" if figures["static_cache"] else "")
     settings = f"{figures['beams']} beam(s), batches of {figures['batch_size']}{cache}"
+    settings += "" if figures["prefix_caching"] else ", no prefix caching"
     settings += "; answers ended at the length of their sentences" if figures["forced_end"] else ""
     lines = [
         f"Shape {shape}; medians of {repeats}; this project with {settings}.",
