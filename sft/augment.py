@@ -10,33 +10,41 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, split_words
-from sft.data import Example, normalise
+from sft.cache import recall
+from sft.data import SPLITS, Example, hash_examples, normalise
 from sft.recipe import DataConfig
 
 
 def make_training_examples(splits: Mapping[str, Sequence[Example]], data: DataConfig) -> dict[str, list[Example]]:
     """Return the examples trained on, by where they come from: `split`, `swaps` and `inserts`.
 
-    None of those made here has a sentence that stands in the other splits, as a source or as a rewrite.
+    None of those made here has a sentence that stands in the other splits, as a source or as a rewrite. With
+    `data.cache`, what was made before is recalled (see sft/cache.py).
     """
     train = list(splits["train"])
-    made: dict[str, list[Example]] = {"split": train, "swaps": [], "inserts": []}
-    if data.closest or data.swaps or data.inserts:
+    if not (data.closest or data.swaps or data.inserts):
+        return {"split": train, "swaps": [], "inserts": []}
+
+    def make() -> dict[str, list[list[str]]]:
         lexicon = fit_lexicon(train)
-        if data.closest:
-            made["split"] = train = [choose_closest(example, lexicon) for example in train]
+        chosen = [choose_closest(example, lexicon) for example in train] if data.closest else train
         held_out = {
             normalise(text)
             for split in ("validation", "test")
             for example in splits[split]
             for text in (example.toxic, *example.references)
         }
+        made = {"split": chosen}
         for name, pairs in (
-            ("swaps", swap_words(train, lexicon, data.swaps, data.seed)),
-            ("inserts", insert_words(train, lexicon, data.inserts, data.seed)),
+            ("swaps", swap_words(chosen, lexicon, data.swaps, data.seed)),
+            ("inserts", insert_words(chosen, lexicon, data.inserts, data.seed)),
         ):
             made[name] = [pair for pair in pairs if normalise(pair.toxic) not in held_out]
-    return made
+        return {name: [[e.toxic, *e.references] for e in examples] for name, examples in made.items()}
+
+    hashes = [hash_examples(splits[split]) for split in SPLITS]
+    value = recall(["training examples", hashes, data.closest, data.swaps, data.inserts, data.seed], make, data.cache)
+    return {name: [Example(toxic, tuple(references)) for toxic, *references in rows] for name, rows in value.items()}
 
 
 def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:

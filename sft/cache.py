@@ -1,4 +1,4 @@
-"""Results of reading and tokenising, kept by the content that they were made from, in the user's cache folder.
+"""What was read, made of it and tokenised, kept by the content that it was made from, in the user's cache folder.
 
 A file's name is the SHA-256 of all that its value depends on: the bytes of the data files, the recipe's columns, the
 tokenizer, the prompt, and this project's own code. So nothing stale can be served, wherever the files lie and whenever
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KEPT = 24  # files; those unused for longest go first. Each holds a corpus or a split's tokens: some MB for ParaDetox
-CODE = ("cache.py", "data.py", "prompt.py", "stream.py")
-LIBRARIES = ("datasets", "tokenizers")
+CODE = ("augment.py", "cache.py", "data.py", "prompt.py", "stream.py", "../eval/baselines.py", "../eval/penalty.py")
+LIBRARIES = ("datasets", "sacrebleu", "tokenizers")
 
 
 def find_cache() -> Path:
