@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, split_words
 from sft.cache import recall
-from sft.data import SPLITS, Example, hash_examples, normalise
+from sft.data import SPLITS, Example, hash_examples, normalise, pack_examples, unpack_examples
 from sft.recipe import DataConfig
 
 
@@ -40,11 +40,11 @@ def make_training_examples(splits: Mapping[str, Sequence[Example]], data: DataCo
             ("inserts", insert_words(chosen, lexicon, data.inserts, data.seed)),
         ):
             made[name] = [pair for pair in pairs if normalise(pair.toxic) not in held_out]
-        return {name: [[e.toxic, *e.references] for e in examples] for name, examples in made.items()}
+        return {name: pack_examples(examples) for name, examples in made.items()}
 
     hashes = [hash_examples(splits[split]) for split in SPLITS]
     value = recall(["training examples", hashes, data.closest, data.swaps, data.inserts, data.seed], make, data.cache)
-    return {name: [Example(toxic, tuple(references)) for toxic, *references in rows] for name, rows in value.items()}
+    return {name: unpack_examples(rows) for name, rows in value.items()}
 
 
 def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:

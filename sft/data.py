@@ -117,12 +117,21 @@ def read_corpus(config: DataConfig) -> Corpus:
 
     def read() -> dict[str, Any]:
         corpus = clean_rows(load_files(path, paths, config, source))
-        return {"examples": [[e.toxic, *e.references] for e in corpus.examples], "counts": corpus.counts}
+        return {"examples": pack_examples(corpus.examples), "counts": corpus.counts}
 
     key = ["corpus", [*source.files.items()], config.toxic, config.neutral]
     value = recall(key, read, config.cache)
-    examples = [Example(toxic, tuple(references)) for toxic, *references in value["examples"]]
-    return Corpus(source, examples, value["counts"])
+    return Corpus(source, unpack_examples(value["examples"]), value["counts"])
+
+
+def pack_examples(examples: Iterable[Example]) -> list[list[str]]:
+    """Return each example as a list for JSON: its sentence, then its rewrites."""
+    return [[example.toxic, *example.references] for example in examples]
+
+
+def unpack_examples(rows: Iterable[Sequence[str]]) -> list[Example]:
+    """Return the examples that `pack_examples` made lists of."""
+    return [Example(toxic, tuple(references)) for toxic, *references in rows]
 
 
 def read_table(config: DataConfig) -> Table:

@@ -328,7 +328,7 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
     if quantization and model.device.type == "cpu":
         let_go_of_file(model)
     model.config.use_cache = False
-    if is_bloom and model_config.attn_implementation != "eager":
+    if model_config.attn_implementation != "eager":
         fuse(model)
     if is_bloom and recipe.trl["packing"]:
         read_positions(model)
@@ -406,7 +406,7 @@ def load_finetuned(
         device_map={"": device} if config is not None else None,
         attn_implementation=None if is_bloom else attention,
     )
-    if is_bloom and attention != "eager":
+    if attention != "eager":
         fuse(model)
     in_bits = config is not None and not (on_cpu and merge)
     if config is not None and not in_bits:

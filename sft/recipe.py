@@ -168,7 +168,7 @@ class DataConfig:
     inserts: float = describe("further training pairs for each pair: its rewrite, and listed words put into it as source", 0.0)
     seed: int = describe("seed of the split; apart from `seed`, so that runs with other seeds share a test split", 0)
     streaming: bool = describe("read the rows during training, for corpora that do not fit in memory; needs max_steps", False)
-    cache: bool = describe("keep what was read and tokenised in the user's cache folder, by content; false: do it anew", True)
+    cache: bool = describe("keep what was read, made and tokenised in the user's cache folder, by content; false: anew", True)
 
 
 @dataclass(frozen=True)
