@@ -7,15 +7,12 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from eval.baselines import fit_lexicon
-from eval.penalty import WordPenalty
-from eval.rows import read_split
 from sft.data import Example, clean_text, count, tokenise_texts
 from sft.hub import HubFailure, explain_errors
 from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
@@ -26,10 +23,12 @@ from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.utils import GenerateOutput
 
 QUANTIZATION_KEYS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "attn_implementation",
 )  # fmt: skip
+LOGITS = 2**26  # at once, where likelihoods are measured: 256 MB
 PREFIX_CACHING = ("bloom", "gpt2", "gpt_neox", "llama", "opt", "phi", "qwen2")  # tested with it (tests/test_eval.py)
 
 
@@ -40,13 +39,11 @@ class GenerationSettings:
     num_beams: int
     max_new_tokens: int
     batch_size: int
-    listed_penalty: float = 0.0  # nats; see eval/penalty.py
-    listed_words: Sequence[str] = ()  # that cost it; none where nothing does
     merge_adapter: bool = True  # see sft.model.load_finetuned
     prefix_caching: bool = True  # see Rewriter.cache_prefix
 
     def describe(self) -> dict[str, Any]:
-        return asdict(self) | {"listed_words": list(self.listed_words)}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,6 @@ class Rewriter:
     tokenizer: "PreTrainedTokenizerBase"
     settings: GenerationSettings
 
-    @cached_property
-    def processors(self) -> list[Any]:
-        """The logits processors that `generate` gets."""
-        penalty = self.settings.listed_penalty
-        return [WordPenalty(self.tokenizer, self.settings.listed_words, penalty)] if penalty else []
-
     def rewrite(
         self,
         texts: Sequence[str],
@@ -98,35 +89,17 @@ class Rewriter:
             journal: a folder of this call's own, where each batch is kept once it is done: what a killed call has
                 done is not done again.
         """
-        from accelerate.utils import gather_object
-
-        state = join_processes()
-        cleaned = [clean_text(text) for text in texts]
-        prompts = {index: format_prompt(text) for index, text in enumerate(cleaned) if text}
         solved = self.tokenise_shots(shots)
-        ids = {
-            index: solved + prompt
-            for index, prompt in zip(prompts, tokenise_texts(list(prompts.values()), self.tokenizer), strict=True)
-        }
-        order = sorted(ids, key=lambda index: (-len(ids[index]), index))
         size = max(1, self.settings.batch_size // (1 + len(shots)))  # prompts are about that many times as long
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        mine = batches[state.process_index :: state.num_processes]
-        done = read_journal(journal)
-        prefix = self.cache_prefix(list(ids.values()), solved) if mine else None
-        with (
-            make_progress(progress_label if state.is_main_process else None, len(texts)) as progress,
-            open_journal(journal, state.process_index) as stream,
-        ):
-            for batch in progress.track(mine, description=progress_label or ""):
-                if not done.keys() >= set(batch):
-                    answers = dict(zip(batch, self.generate_batch([ids[index] for index in batch], prefix), strict=True))
-                    done |= answers
-                    if stream:
-                        stream.write(json.dumps(answers) + "\n")
-                        stream.flush()
-        rewrites = dict(gather_object(list(done.items())))
+        prompts = {index: solved + ids for index, ids in self.tokenise_prompts(texts).items()}
+        work = partial(self.generate_batch, prefix=self.cache_prefix(prompts.values(), solved) if prompts else None)
+        rewrites = share_batches(prompts, work, size, progress_label, journal)
         return [rewrites.get(index, "") for index in range(len(texts))]
+
+    def tokenise_prompts(self, texts: Sequence[str]) -> dict[int, list[int]]:
+        """Return the token ids of each text's prompt, by the text's place; an empty text has none."""
+        prompts = {index: format_prompt(text) for index, text in enumerate(map(clean_text, texts)) if text}
+        return dict(zip(prompts, tokenise_texts(list(prompts.values()), self.tokenizer), strict=True))
 
     def tokenise_shots(self, shots: Sequence[Example]) -> list[int]:
         """Return the token ids of prompts with their answers, each with its end."""
@@ -135,7 +108,7 @@ class Rewriter:
         end = [self.tokenizer.eos_token_id]
         return [token for pair in zip(prompts, answers, strict=True) for token in (*pair[0], *pair[1], *end)]
 
-    def cache_prefix(self, prompts: Sequence[Sequence[int]], solved: Sequence[int]) -> "DynamicCache | None":
+    def cache_prefix(self, prompts: Iterable[Sequence[int]], solved: Sequence[int]) -> "DynamicCache | None":
         """Return the key-value cache of what all `prompts` begin with: `solved` shots, and the instruction.
 
         None where the recipe says so, and, with a line, for models that were not tested with it: padding then lies
@@ -179,14 +152,78 @@ class Rewriter:
             )
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None" = None) -> list[str]:
-        """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds.
+        """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds."""
+        output = self.search(prompts, prefix, self.settings.num_beams)
+        return [self.decode(row) for row in output.sequences[:, max(map(len, prompts)) :].tolist()]
 
-        Padding lies between that and the rest of a prompt, which the answer follows directly.
+    def propose(self, texts: Sequence[str], beams: int, label: str | None = None, journal: Path | None = None) -> list[list[str]]:
+        """Return for each text what its `beams` end in, most likely first, each once; see `rewrite`.
+
+        An answer that is not finished at the longest length is left out.
+        """
+        prompts = self.tokenise_prompts(texts)
+        prefix = self.cache_prefix(prompts.values(), ()) if prompts else None
+
+        def propose_batch(batch: Sequence[Sequence[int]]) -> list[list[str]]:
+            output = self.search(batch, prefix, beams, num_return_sequences=beams)
+            rows = output.sequences[:, max(map(len, batch)) :].tolist()
+            ended = [self.decode(row) if self.tokenizer.eos_token_id in row else "" for row in rows]
+            return [
+                [text for text in dict.fromkeys(ended[start : start + beams]) if text] for start in range(0, len(rows), beams)
+            ]
+
+        found = share_batches(prompts, propose_batch, self.settings.batch_size, label, journal)
+        return [found.get(index, []) for index in range(len(texts))]
+
+    def measure_likelihood(
+        self, pairs: Sequence[tuple[str, str]], label: str | None = None, journal: Path | None = None
+    ) -> list[float]:
+        """Return the log-likelihood of each (text, rewrite): the mean of the rewrite's tokens and its end, in nats."""
+        prompts = tokenise_texts([format_prompt(clean_text(text)) for text, _ in pairs], self.tokenizer)
+        answers = tokenise_texts([answer for _, answer in pairs], self.tokenizer, is_start=False)
+        end = [self.tokenizer.eos_token_id]
+        # The place of the answer's first token goes before the tokens: a batch is told apart by length alone.
+        rows = {
+            index: [len(prompt), *prompt, *answer, *end]
+            for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        }
+        found = share_batches(rows, self.score_batch, self.settings.batch_size, label, journal)
+        return [found[index] for index in range(len(pairs))]
+
+    def score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return the mean log-likelihood of each row's answer; a row is the answer's first place, then prompt and answer."""
+        import torch
+
+        width, first = max(map(len, rows)) - 1, min(row[0] for row in rows)
+        at_once = max(1, LOGITS // ((width - first + 1) * len(self.tokenizer)))
+        if len(rows) > at_once:
+            return [score for start in range(0, len(rows), at_once) for score in self.score_batch(rows[start : start + at_once])]
+        # Padding stands behind, where no token of the answer looks.
+        ids = torch.tensor([[*row[1:], *[self.tokenizer.pad_token_id] * (width + 1 - len(row))] for row in rows])
+        mask = torch.tensor([[1] * (len(row) - 1) + [0] * (width + 1 - len(row)) for row in rows])
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                logits_to_keep=width - first + 1,
+                use_cache=False,
+            )
+        told = output.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, first:, None].to(output.logits.device))[..., 0]
+        return [
+            round(float(scores[row[0] - first : len(row) - 1 - first].mean()), 4)
+            for row, scores in zip(rows, told.cpu(), strict=True)
+        ]
+
+    def search(
+        self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None", beams: int, **options: Any
+    ) -> "GenerateOutput":
+        """Return what `generate` found; the answers of its `sequences` begin behind the longest prompt's width.
+
+        Padding lies between what `prefix` holds and the rest of a prompt, which the answer follows directly.
         """
         import torch
 
-        start, beams = 0 if prefix is None else prefix.get_seq_length(), self.settings.num_beams
-        width = max(map(len, prompts))
+        start, width = 0 if prefix is None else prefix.get_seq_length(), max(map(len, prompts))
         rows = [(prompt[:start], width - len(prompt), prompt[start:]) for prompt in prompts]
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[*head, *[pad] * gap, *rest] for head, gap, rest in rows])
@@ -199,18 +236,50 @@ class Rewriter:
                 cache = self.fill_cache(ids, mask, cache)
                 cache.crop(-1)  # it begins with the last token
                 cache.batch_repeat_interleave(beams)
-        limit = self.settings.max_new_tokens
-        output = self.generate(ids, mask, cache, num_beams=beams, max_new_tokens=limit, logits_processor=self.processors)
-        # What stands behind the end is padding, and a pad token may be an ordinary word of the vocabulary.
-        answers = [
-            itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, row) for row in output[:, width:].tolist()
-        ]
-        return [self.tokenizer.decode(list(answer), skip_special_tokens=True).strip() for answer in answers]
+        options |= {"num_beams": beams, "max_new_tokens": self.settings.max_new_tokens}
+        return self.generate(ids, mask, cache, return_dict_in_generate=True, **options)
+
+    def decode(self, row: Sequence[int]) -> str:
+        """Return the trimmed text of an answer's tokens up to its end: padding may be an ordinary word of the vocabulary."""
+        answer = itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, row)
+        return self.tokenizer.decode(list(answer), skip_special_tokens=True).strip()
 
 
-def read_journal(folder: Path | None) -> dict[int, str]:
+def share_batches(
+    prompts: Mapping[int, Sequence[int]],
+    work: Callable[[list[Sequence[int]]], Sequence[Any]],
+    size: int,
+    label: str | None,
+    journal: Path | None,
+) -> dict[int, Any]:
+    """Return what `work` makes of each prompt (token ids), on every process; it gets up to `size` of like length at a time.
+
+    Batches are formed before they are dealt out to the processes, so that the same prompts share a batch, and its padding,
+    whatever the number of processes. `label` and `journal` are those of `Rewriter.rewrite`; answers are JSON values.
+    """
+    from accelerate.utils import gather_object
+
+    state = join_processes()
+    order = sorted(prompts, key=lambda index: (-len(prompts[index]), index))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    done = read_journal(journal)
+    with (
+        make_progress(label if state.is_main_process else None, len(prompts)) as progress,
+        open_journal(journal, state.process_index) as stream,
+    ):
+        for batch in progress.track(batches[state.process_index :: state.num_processes], description=label or ""):
+            if not done.keys() >= set(batch):
+                answers = dict(zip(batch, work([prompts[index] for index in batch]), strict=True))
+                done |= answers
+                if stream:
+                    stream.write(json.dumps(answers) + "\n")
+                    stream.flush()
+    return dict(gather_object(list(done.items())))
+
+
+def read_journal(folder: Path | None) -> dict[int, Any]:
     """Return the answers that calls with the same journal have kept, by the place of their text."""
-    done: dict[int, str] = {}
+    done: dict[int, Any] = {}
     for path in sorted(folder.glob("[0-9]*.jsonl")) if folder else ():  # not what another process is about to write
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):  # a line that was cut off by a kill is of a batch that is done again
@@ -273,22 +342,18 @@ def open_adapter(run: RunDir) -> Adapter:
     base = resolve_base(recipe.trl["model_name_or_path"], trained["revision"])
     if base.weights != trained["weights"]:
         raise RunError(f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on.")
-    settings = choose_settings(run, recipe, manifest)
+    settings = choose_settings(recipe, manifest)
     quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
     tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}
     return Adapter(run.adapter, base, quantization, settings, tokens)
 
 
-def choose_settings(run: RunDir, recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
+def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
     settings = recipe.eval
-    penalty = settings.listed_penalty
-    words = fit_lexicon(read_split(run, "train")) if penalty else ()
     return GenerationSettings(
         num_beams=settings.num_beams,
         max_new_tokens=settings.max_new_tokens or manifest["longest_answer"],
         batch_size=settings.batch_size,
-        listed_penalty=penalty,
-        listed_words=words,
         merge_adapter=settings.merge_adapter,
         prefix_caching=settings.prefix_caching,
     )
@@ -347,17 +412,16 @@ def rewrite_texts(
     texts: Sequence[str],
     journal: Path,
     tuned: bool = True,
-    penalised: bool = True,
     shots: Sequence[Example] = (),
 ) -> tuple[list[str], float]:
     """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards.
 
-    `tuned` and `penalised`: see `load_rewriter`.
+    With `tuned` false it is the base's, without the adapter.
 
     What a killed call with the same arguments has done lies in the folder `journal`, and is not done again.
     """
-    rewriter = load_rewriter(adapter, tuned, penalised)
-    label = ("generating" if penalised else "without penalty") if tuned else "few-shot base" if shots else "untuned base"
+    rewriter = load_rewriter(adapter, tuned)
+    label = "generating" if tuned else "few-shot base" if shots else "untuned base"
     files = adapter.describe() if tuned else None
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
     asked = [files, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
@@ -370,12 +434,8 @@ def rewrite_texts(
     return rewrites, seconds
 
 
-def load_rewriter(adapter: Adapter, tuned: bool = True, penalised: bool = True) -> Rewriter:
-    """Load the model on this process's device.
-
-    With `tuned` false it is its base alone, which knows nothing of the training data: its beams pay for no word either.
-    With `penalised` false the adapter's do not.
-    """
+def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
+    """Load the model on this process's device; with `tuned` false, its base alone."""
     from sft.check import quiet_libraries
 
     quiet_libraries()
@@ -385,10 +445,7 @@ def load_rewriter(adapter: Adapter, tuned: bool = True, penalised: bool = True) 
         model = load_finetuned(adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
-    settings = adapter.settings
-    if not (tuned and penalised):
-        settings = replace(settings, listed_penalty=0.0, listed_words=())
-    return Rewriter(model, tokenizer, settings)
+    return Rewriter(model, tokenizer, adapter.settings)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,6 @@ SHARES = ("listed", "copies")  # printed as percentages
 LESS_IS_BETTER = ("toxicity", "listed")
 SYSTEMS = {
     "adapter": "this adapter",
-    "unpenalised": "without penalty",
     "human": "people",
     "base": "untuned base",
     "few_shot": "few-shot base",

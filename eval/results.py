@@ -11,8 +11,8 @@ from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
 from eval.toxicity import ToxicityModel
 from sft.data import Example
 
-SCHEMA = 4
-GENERATED = ("unpenalised", "base", "few_shot")  # beside the adapter
+SCHEMA = 5
+GENERATED = ("base", "few_shot")  # beside the adapter
 SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
 BESIDE = "each rewrite against the others"  # in the signatures of people's scores
 SHORT, LONG = 8, 15  # words: shorter than the one, as long as the other

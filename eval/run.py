@@ -106,8 +106,6 @@ def generate_systems(
 
     generated: dict[str, list[str]] = {}
     generated["adapter"], seconds = rewrite_texts(adapter, texts, journal)
-    if "unpenalised" in settings.baselines and adapter.settings.listed_penalty:
-        generated["unpenalised"], _ = rewrite_texts(adapter, texts, journal, penalised=False)
     if "base" in settings.baselines:
         generated["base"], _ = rewrite_texts(adapter, texts, journal, tuned=False)
     if "few_shot" in settings.baselines:

@@ -1,4 +1,4 @@
-"""The demo's page. This file is also a Space's app.py, with the adapter's name and the source of WordPenalty put in."""
+"""The demo's page. This file is also a Space's app.py, with the adapter's name put in."""
 
 import difflib
 import json
@@ -11,8 +11,6 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from eval.penalty import WordPenalty
-
 ADAPTER = ""  # the Hub id, in a Space
 LONGEST = 500  # characters
 EXAMPLES = (
@@ -23,7 +21,6 @@ EXAMPLES = (
 )
 LABELS = {
     "adapter": "this adapter",
-    "unpenalised": "without penalty",
     "base": "untuned base",
     "delete": "listed words cut",
     "copy": "input copied",
@@ -75,8 +72,6 @@ def describe_settings(results: Mapping[str, Any]) -> str:
     generation, base = results["generation"], results["base"]
     commit = f", commit `{base['revision']}`" if base["revision"] else ""
     beams = "greedy" if generation["num_beams"] == 1 else f"{generation['num_beams']} beams"
-    if penalty := generation.get("listed_penalty"):
-        beams += f", {penalty:g} nats for each of {len(generation['listed_words'])} listed words"
     prompt = results["prompt"].replace("\n", "⏎")
     return "\n".join(
         (
@@ -164,8 +159,6 @@ def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
     model = PeftModel.from_pretrained(model, adapter).eval()
     tokenizer = AutoTokenizer.from_pretrained(base["name"], revision=base["revision"])
     generation = results["generation"]
-    penalty = generation.get("listed_penalty")
-    processors = [WordPenalty(tokenizer, generation["listed_words"], penalty)] if penalty else []
 
     def rewrite(text: str) -> str:
         inputs = tokenizer(results["prompt"].format(text=text), return_tensors="pt", split_special_tokens=True).to(model.device)
@@ -175,7 +168,6 @@ def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
                 max_new_tokens=generation["max_new_tokens"],
                 num_beams=generation["num_beams"],
                 do_sample=False,
-                logits_processor=processors,
             )
         return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 

@@ -1,6 +1,5 @@
 """The model card: facts of a run in, Markdown out. No network, no clock."""
 
-import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.baselines import WORD, find_listed, normalise_word
-from eval.penalty import WordPenalty
 from eval.report import (
     LABELS,
     SYSTEMS,
@@ -133,7 +131,6 @@ def render_card(facts: CardFacts) -> str:
         prompt=format_prompt("TEXT"),
         license=publish["license"],
         license_url=LICENSES.get(publish["license"]),
-        penalty_source=inspect.getsource(WordPenalty).rstrip(),
         is_rail=is_rail(publish["license"]),
         has_license_text=has_license_text(publish["license"]),
         merged=facts.merged,

@@ -3,13 +3,11 @@
 import argparse
 import dataclasses
 import importlib.metadata
-import inspect
 import json
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.penalty import WordPenalty
 from publish.card import BEGIN, END, split_card
 from publish.plan import describe_files
 from publish.push import Remote, Target, call_again, check_online, connect, explain_failure, list_errors, plan_push, push
@@ -108,7 +106,6 @@ def build_space(adapter: str, results: dict[str, Any], license: str | None, titl
     card = SPACE_CARD.format(gradio=importlib.metadata.version("gradio"), begin=BEGIN, end=END, **values)
     source = APP.read_text(encoding="utf-8")
     app = source.replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
-    app = app.replace("from eval.penalty import WordPenalty\n", f"\n{inspect.getsource(WordPenalty)}\n", 1)
     pins = "".join(f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in REQUIREMENTS)
     return {"README.md": card.encode(), "app.py": app.encode(), "requirements.txt": pins.encode()}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KEPT = 24  # files; those unused for longest go first. Each holds a corpus or a split's tokens: some MB for ParaDetox
-CODE = ("augment.py", "cache.py", "data.py", "prompt.py", "stream.py", "../eval/baselines.py", "../eval/penalty.py")
+CODE = ("augment.py", "cache.py", "data.py", "prompt.py", "stream.py", "../eval/baselines.py")
 LIBRARIES = ("datasets", "sacrebleu", "tokenizers")
 
 

@@ -86,7 +86,7 @@ POSITIVE = {
 }  # fmt: skip
 NOT_NEGATIVE = {
     "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "seed", "data_seed", "dataloader_num_workers",
-    "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts", "eval.samples", "eval.listed_penalty",
+    "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts", "eval.samples",
 }  # fmt: skip
 BELOW_ONE = {"lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2", "data.validation", "data.test"}
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", NoneType: "null", tuple: "list"}
@@ -150,7 +150,7 @@ def describe(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-BASELINES = ("unpenalised", "copy", "delete", "base", "few_shot", "human")
+BASELINES = ("copy", "delete", "base", "few_shot", "human")
 PROTOCOLS = ("paradetox-2022", "pan-2024", "pan-2025")  # of eval/protocols.py
 
 
@@ -175,7 +175,6 @@ class DataConfig:
 class EvalConfig:
     batch_size: int = describe("sentences generated at a time on each process", 64)
     num_beams: int = describe("beams; 1 is greedy", 1)
-    listed_penalty: float = describe("nats that a beam pays for each word of the training split's word list; needs beams", 0.0)
     merge_adapter: bool = describe(
         "for generation, merge the adapter into the base: on a CPU, or where the base is not in 4 or 8 bit; faster", True
     )
@@ -186,7 +185,7 @@ class EvalConfig:
     samples: int = describe("rows in samples.md", 20)
     stress: bool = describe("rewrite the inputs of eval/stress.py too: disguised swearing, shouting, clean sentences", True)
     baselines: tuple[str, ...] = describe(
-        "what is scored beside the adapter, of unpenalised (without listed_penalty), copy, delete, base, few_shot and human",
+        "what is scored beside the adapter, of copy, delete, base, few_shot and human",
         BASELINES,
     )
     protocols: tuple[str, ...] = describe(f"the field's own scores, with models from the Hub: {', '.join(PROTOCOLS)}", ())
@@ -563,8 +562,6 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
     for name in recipe.eval.baselines:
         if name not in BASELINES:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(BASELINES)}.", "eval.baselines")
-    if recipe.eval.listed_penalty and recipe.eval.num_beams == 1:
-        yield RecipeError("found 1, and eval.listed_penalty chooses among beams. Expected 2 or more.", "eval.num_beams")
     for name in recipe.eval.protocols:
         if name not in PROTOCOLS:
             yield RecipeError(f"found {name!r}, expected some of {', '.join(PROTOCOLS)}.", "eval.protocols")

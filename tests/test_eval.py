@@ -128,9 +128,7 @@ def test_generation_computes_in_the_recipes_dtype_where_the_cpu_can(
 
 def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main) -> None:
     text = own_run.recipe.read_text()
-    write_text(
-        own_run.recipe, text.replace("  - unpenalised\n", "").replace("  - delete\n  - base\n  - few_shot\n  - human\n", "")
-    )
+    write_text(own_run.recipe, text.replace("  - delete\n  - base\n  - few_shot\n  - human\n", ""))
     call_main("eval.run", own_run.root, "--limit", 3)
     results = read_json(own_run.eval / "test-first-3" / "results.json")
     assert list(results["systems"]) == ["adapter", "copy"]
@@ -343,7 +341,7 @@ def test_rewrites_do_not_depend_on_company(mini_run: Path) -> None:
 def test_prefix_caching_computes_less_of_the_same(mini_run: Path, beams: int, shots: int) -> None:
     run, read = RunDir(mini_run), []
     adapter = open_adapter(run)
-    settings = dataclasses.replace(adapter.settings, num_beams=beams, max_new_tokens=8, listed_penalty=0.0)
+    settings = dataclasses.replace(adapter.settings, num_beams=beams, max_new_tokens=8)
     adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": "float32"}, settings=settings)
     cached = load_rewriter(adapter)
     plain = dataclasses.replace(cached, settings=dataclasses.replace(settings, prefix_caching=False))

@@ -153,14 +153,14 @@ def test_no_network_and_no_cache(tmp_path: Path) -> None:
     ]
 
 
-def test_code_of_a_card_with_a_word_penalty(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
+def test_code_of_a_card(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
     shutil.copytree(mini_run, tmp_path / "run")
     push = ("-m", "publish.run", tmp_path / "run", "--repo_id", "me/tiny", "--push")
     done = run_python(*push, env=hub.environment(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     files = hub.repos["model", "me/tiny"].files
     code = files["README.md"].decode().split("```python\n")[1].split("```")[0]
-    assert "logits_processor=processors" in code
+    assert len(code.strip().splitlines()) <= 25
     code = code.replace(f'"{mini_base.name}"', repr(str(mini_base)))  # a base that is not on the Hub
     done = run_python("-c", code, env=hub.environment(tmp_path / "other"))
     assert done.returncode == 0, done.stderr

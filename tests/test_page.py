@@ -60,11 +60,11 @@ def test_no_marked_word_of_a_stress_case_stands_unmasked_on_the_page(mini_run: P
     ("settings", "expected"),
     [
         (
-            {"num_beams": 4, "listed_penalty": 4.0, "listed_words": ["damn", "fool"], "max_new_tokens": 25},
-            "4 beams, 4.0 nats for each of 2 listed words, at most 25 new tokens",
+            {"num_beams": 4, "max_new_tokens": 25},
+            "4 beams, at most 25 new tokens",
         ),
         (
-            {"num_beams": 1, "listed_penalty": 0.0, "listed_words": [], "max_new_tokens": 25},
+            {"num_beams": 1, "max_new_tokens": 25},
             "1 beam, at most 25 new tokens",
         ),
     ],

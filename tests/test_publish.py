@@ -15,7 +15,6 @@ import pytest
 import yaml
 from conftest import Main, run_python
 
-from eval.baselines import split_words
 from publish.card import (
     BEGIN,
     BLOOM_LICENSE,
@@ -577,24 +576,6 @@ def test_merged_model_is_checked_and_loads_alone(own_run: RunDir, call_main: Mai
     assert 'subfolder="merged"' in card
     rows = len(read_json_lines(own_run.eval / "predictions.jsonl"))
     assert f"of its {rows} rewrites are those of the adapter" in card
-
-
-def test_merged_model_is_compared_under_the_same_word_penalty(
-    own_run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from eval import generate
-    from publish.merge import write_merged
-
-    adapter = generate.open_adapter(own_run)
-    lines = read_json_lines(own_run.eval / "predictions.jsonl")
-    words = sorted({word for line in lines for word in split_words(line["unpenalised"])})  # what the model likes to write
-    settings = dataclasses.replace(adapter.settings, listed_penalty=50.0, listed_words=words)
-    adapter = dataclasses.replace(adapter, settings=settings)
-    monkeypatch.setattr(generate, "open_adapter", lambda _: adapter)
-    rewrites = generate.load_rewriter(adapter).rewrite([line["toxic"] for line in lines])
-    untouched = sum(line["unpenalised"] == rewrite for line, rewrite in zip(lines, rewrites, strict=True))
-    lines = [line | {"prediction": rewrite} for line, rewrite in zip(lines, rewrites, strict=True)]
-    assert write_merged(own_run, tmp_path / "merged", lines)["same"] > untouched + 2
 
 
 def test_a_merge_that_loses_too_much_is_refused(own_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

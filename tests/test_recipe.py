@@ -125,20 +125,15 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
         [],
         ["R:6: eval_strategy: needs validation sentences, and data.validation is 0."],
     ),
-    "penalty without beams": (
-        GOOD + "eval:\n  listed_penalty: 4\n  num_beams: 1\n",
+    "no beams": (
+        GOOD + "eval:\n  num_beams: 0\n",
         [],
-        ["R:7: eval.num_beams: found 1, and eval.listed_penalty chooses among beams. Expected 2 or more."],
-    ),
-    "penalty with a faulty number of beams": (
-        GOOD + "eval:\n  listed_penalty: 4\n  num_beams: 0\n",
-        [],
-        ["R:7: eval.num_beams: found 0, expected more than 0."],
+        ["R:6: eval.num_beams: found 0, expected more than 0."],
     ),
     "baseline that is none": (
         GOOD + "eval:\n  baselines: [copy, oracle]\n",
         [],
-        ["R:6: eval.baselines: found 'oracle', expected some of unpenalised, copy, delete, base, few_shot, human."],
+        ["R:6: eval.baselines: found 'oracle', expected some of copy, delete, base, few_shot, human."],
     ),
     "repository without owner": (
         GOOD + "publish:\n  repo_id: just-a-name\n",
