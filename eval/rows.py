@@ -103,6 +103,9 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
         name = f"first-{limit}"
         folder = folder.with_name(f"{folder.name}-{name}") if source else run.eval / f"{split}-{name}"
     description |= {"rows": len(examples), "rows_of": whole, "sha256": hash_examples(examples)}
+    taught = manifest["targets"]
+    if not taught or taught["teacher"]["has_seen"] != "unknown":  # else nobody can say what the adapter has not seen
+        description["splits"] = {name: part["sha256"] for name, part in manifest["splits"].items()}
     return EvalRows(examples, description, folder)
 
 

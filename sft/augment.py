@@ -13,21 +13,30 @@ from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, spl
 from sft.cache import recall
 from sft.data import SPLITS, Example, hash_examples, normalise, pack_examples, unpack_examples
 from sft.recipe import DataConfig
+from sft.targets import Targets
 
 
-def make_training_examples(splits: Mapping[str, Sequence[Example]], data: DataConfig) -> dict[str, list[Example]]:
+def make_training_examples(
+    splits: Mapping[str, Sequence[Example]], data: DataConfig, targets: Targets | None = None
+) -> dict[str, list[Example]]:
     """Return the examples trained on, by where they come from: `split`, `swaps` and `inserts`.
 
+    A sentence with a target has it in place of its rewrites, or beside them where `data.targets_only` is false.
     None of those made here has a sentence that stands in the other splits, as a source or as a rewrite. With
     `data.cache`, what was made before is recalled (see sft/cache.py).
     """
     train = list(splits["train"])
-    if not (data.closest or data.swaps or data.inserts):
+    if not (data.closest or data.swaps or data.inserts or targets):
         return {"split": train, "swaps": [], "inserts": []}
 
     def make() -> dict[str, list[list[str]]]:
         lexicon = fit_lexicon(train)
-        chosen = [choose_closest(example, lexicon) for example in train] if data.closest else train
+        texts = targets.texts if targets else {}
+        chosen = [
+            choose_closest(example, lexicon) if data.closest and not (data.targets_only and example.id in texts) else example
+            for example in train
+        ]
+        chosen = [add_target(example, texts.get(example.id), data.targets_only) for example in chosen]
         held_out = {
             normalise(text)
             for split in ("validation", "test")
@@ -43,8 +52,17 @@ def make_training_examples(splits: Mapping[str, Sequence[Example]], data: DataCo
         return {name: pack_examples(examples) for name, examples in made.items()}
 
     hashes = [hash_examples(splits[split]) for split in SPLITS]
-    value = recall(["training examples", hashes, data.closest, data.swaps, data.inserts, data.seed], make, data.cache)
+    learnt = [targets.sha256, data.targets_only] if targets else None
+    key = ["training examples", hashes, data.closest, data.swaps, data.inserts, data.seed, learnt]
+    value = recall(key, make, data.cache)
     return {name: unpack_examples(rows) for name, rows in value.items()}
+
+
+def add_target(example: Example, target: str | None, alone: bool) -> Example:
+    """Return the example with its target, if it has one, in place of its rewrites or behind them."""
+    if target is None:
+        return example
+    return Example(example.toxic, (target,) if alone else tuple(dict.fromkeys((*example.references, target))))
 
 
 def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:

@@ -26,6 +26,7 @@ from sft.prompt import TEMPLATE
 from sft.recipe import Recipe, RecipeError, RecipeFaults, dump_yaml, load_recipe, parse_command, parse_recipe, run_command
 from sft.run_dir import RunDir, read_json
 from sft.stream import STREAM_RULE, read_splits
+from sft.targets import Targets, read_targets
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ class Preflight:
     splits: dict[str, list[Example]]
     tokens: dict[str, TokenRows]  # for each split
     training_pairs: dict[str, int]  # of `tokens["train"]`, by where they come from
+    targets: Targets | None
     parameters: tuple[int, int]  # trainable, all
     fit: "Fit | None"  # into memory, by estimate; None where the model can't be traced without its weights
     asked: dict[str, Any]  # the recipe's own values of SETTLED, before they were settled
@@ -105,6 +107,7 @@ class Preflight:
             "leaks": len(find_leaks(self.splits)),
             "max_length": self.recipe.trl["max_length"],
             "training_pairs": None if data.streaming else self.training_pairs,
+            "targets": self.targets and self.targets.describe() | {"alone": data.targets_only},
             "pairs_too_long": {split: self.tokens[split].too_long for split in ("train", "validation")},
             "longest_answer": self.tokens["train"].longest_answer,
             "prompt": TEMPLATE,
@@ -159,9 +162,11 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
     attempt(lambda: build_sft_config(recipe, RunDir(recipe.output_dir)), trl)
     tokens: dict[str, TokenRows] = {}
     training_pairs: dict[str, int] = {}
-    if splits and tokenizer is not None:
+    name = recipe.data.targets
+    targets = attempt(lambda: read_targets(name, splits), data_keys) if name and splits else None
+    if splits and tokenizer is not None and (targets or not name):
         scored = trl["completion_only_loss"] is not False
-        made = make_training_examples(splits, recipe.data)
+        made = make_training_examples(splits, recipe.data, targets)
         training_pairs = {name: sum(len(example.references) for example in examples) for name, examples in made.items()}
         rows = splits | {"train": [example for examples in made.values() for example in examples]}
         options = trl["max_length"], scored, recipe.data.cache
@@ -182,7 +187,9 @@ def inspect_recipe(path: str, overrides: Sequence[str], auto_batch: bool = False
         recipe, note = settle_precision(recipe)
     weights = parameters[1] - parameters[0]
     recipe, fit = settle_memory(recipe, config, tokens["train"].rows, weights, auto_batch and not began)
-    return Preflight(recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, parameters, fit, asked, note)
+    return Preflight(
+        recipe, base, config, tokenizer, corpus, splits, tokens, training_pairs, targets, parameters, fit, asked, note
+    )
 
 
 def recall_settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
@@ -300,6 +307,9 @@ def print_preflight(preflight: Preflight) -> None:
     if trained["swaps"] or trained["inserts"] or preflight.recipe.data.closest:
         origins = f"{trained['split']:,} of the split, {trained['swaps']:,} by data.swaps, {trained['inserts']:,} by data.inserts"
         console.print(f"trained on: {sum(trained.values()):,} pairs; {origins} (the lengths above are of these)")
+    if preflight.targets:
+        for line in describe_targets(preflight.targets, len(preflight.splits["train"]), recipe.data.targets_only):
+            console.print(escape(line), highlight=False)
     console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
     console.print(
         f"max_length {recipe.trl['max_length']}: longer pairs are left out of training; an answer is never cut.", highlight=False
@@ -339,6 +349,22 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(table)
     batch = f"batches of {trl['per_device_train_batch_size']}, {trl['gradient_accumulation_steps']} a step"
     console.print(preflight.fit.warn() or f"fits, with {batch}, activation checkpointing {checkpointing}", highlight=False)
+
+
+def describe_targets(targets: Targets, sentences: int, alone: bool) -> list[str]:
+    """Return lines on who has taught what."""
+    told = targets.describe()
+    teacher = told["teacher"]
+    how = "in place of" if alone else "beside"
+    lines = [
+        f"targets: {told['file']}, sha256 {targets.sha256}: {told['sentences']:,} of {count(sentences, 'training sentence')}, "
+        f"learnt {how} their human rewrites; {told['from_people']:,} of them are a human rewrite",
+        f"teacher: {teacher['name']}, adapter sha256 {teacher['adapter']['sha256']}, base {teacher['base']['name']}; "
+        f"chosen by {told['rule']}",
+    ]
+    if teacher["has_seen"] == "unknown":
+        lines.append("whether the teacher was trained on validation or test sentences of this run is unknown")
+    return lines
 
 
 def colour_tokens(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> Any:

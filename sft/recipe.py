@@ -166,6 +166,8 @@ class DataConfig:
     closest: bool = describe("train on one rewrite of each sentence alone: the closest to it without its listed words", False)
     swaps: float = describe("further training pairs for each pair, with its rude words swapped for others of the word list", 0.0)
     inserts: float = describe("further training pairs for each pair: its rewrite, and listed words put into it as source", 0.0)
+    targets: str | None = describe("a teacher's rewrites of the training sentences, made by eval/distil.py, to learn", None)
+    targets_only: bool = describe("learn a sentence's target in place of its human rewrites; false: beside them", True)
     seed: int = describe("seed of the split; apart from `seed`, so that runs with other seeds share a test split", 0)
     streaming: bool = describe("read the rows during training, for corpora that do not fit in memory; needs max_steps", False)
     cache: bool = describe("keep what was read, made and tokenised in the user's cache folder, by content; false: anew", True)
@@ -275,7 +277,12 @@ def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recip
     """
     path = Path(path)
     faults = Faults()
-    nodes = {key: (place, node) for key, place, node in [*read_nodes(path, faults), *read_overrides(overrides, faults)]}
+    nodes = {key: (place, node) for key, place, node in read_nodes(path, faults)}
+    changed = {key: (flag, node) for key, flag, node in read_overrides(overrides, faults)}
+    if "data.source" in changed and "data.targets" in nodes and "data.targets" not in changed:
+        place, _ = nodes.pop("data.targets")
+        tell_once(f"{place}: data.targets left out: they are for the recipe's own data, and --data.source names other data")
+    nodes |= changed
     values = {key: spec["default"] for key, spec in known_keys().items()}
     for key, (place, node) in nodes.items():
         try:
@@ -549,7 +556,7 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError("a stream has no end. Expected the number of steps.", "max_steps")
         for key, value in (
             ("packing", trl["packing"]),
-            *((f"data.{n}", getattr(data, n)) for n in ("closest", "swaps", "inserts")),
+            *((f"data.{n}", getattr(data, n)) for n in ("closest", "swaps", "inserts", "targets")),
         ):
             if value:
                 yield RecipeError("needs the whole corpus in memory, and data.streaming is true. Keep one.", key)

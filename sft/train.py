@@ -73,7 +73,7 @@ def find_start(run: RunDir, preflight: Preflight, overwrite: bool) -> Path | Non
     changed = [key for key in now if key != "resume_from_checkpoint" and before[key] != now[key]]
     manifest, environment = read_json(run.manifest), read_json(run.environment)
     described = preflight.describe_data()
-    changed += [key for key in ("splits", "prompt") if manifest[key] != described[key]]
+    changed += [key for key in ("splits", "prompt", "targets") if manifest[key] != described[key]]
     changed += ["base model"] if environment["base"] != preflight.base.describe() else []
     processes = join_processes(preflight.recipe.trl["use_cpu"]).num_processes
     changed += ["number of processes"] if environment["processes"] != processes else []

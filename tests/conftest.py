@@ -112,6 +112,14 @@ def mini_run(tmp_path_factory: pytest.TempPathFactory, mini_arguments: list[str]
     return root
 
 
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory, mini_run: Path, call_main: Main) -> tuple[Path, Path]:
+    """A run, and the targets that it wrote for its own training sentences."""
+    path = tmp_path_factory.mktemp("targets") / "targets.jsonl"
+    call_main("eval.distil", mini_run, "--output", path, "--num_beams", 4)
+    return mini_run, path
+
+
 def run_python(*arguments: object, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run `python …` in the project's folder, in a process of its own."""
     return subprocess.run(
