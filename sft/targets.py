@@ -71,7 +71,10 @@ def read_targets(name: str, splits: Mapping[str, Sequence[Example]]) -> Targets:
     path = find_path(name)
     if path is None or not path.is_file():
         raise DataError(f"{name}: {describe_absence(Path(name))}. {MAKE}", key=KEY)
-    head, *lines = decode_file(path).removesuffix("\n").split("\n")
+    try:
+        head, *lines = decode_file(path).removesuffix("\n").split("\n")
+    except DataError as error:
+        raise DataError(str(error), key=KEY) from None
     header = parse_line(path, 1, head)
     if header.get("format") != FORMAT or not fits_header(header):
         found = f"format {header['format']!r}" if "format" in header else "no `format`"
