@@ -6,14 +6,16 @@ The lexicon here is the word list that the delete baseline has too, fitted on th
 import difflib
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, split_words
 from sft.cache import recall
 from sft.data import SPLITS, Example, hash_examples, normalise, pack_examples, unpack_examples
 from sft.recipe import DataConfig
 from sft.targets import Targets
+
+STANDS = 0.015  # see find_stand_ins
 
 
 def make_training_examples(
@@ -46,7 +48,7 @@ def make_training_examples(
         made = {"split": chosen}
         for name, pairs in (
             ("swaps", swap_words(chosen, lexicon, data.swaps, data.seed)),
-            ("inserts", insert_words(chosen, lexicon, data.inserts, data.seed)),
+            ("inserts", insert_words(chosen, lexicon, find_stand_ins(train, lexicon), data.inserts, data.seed)),
         ):
             made[name] = [pair for pair in pairs if normalise(pair.toxic) not in held_out]
         return {name: pack_examples(examples) for name, examples in made.items()}
@@ -100,23 +102,60 @@ def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float
     return pairs
 
 
-def insert_words(examples: Sequence[Example], lexicon: Sequence[str], inserts: float, seed: int) -> list[Example]:
-    """Return new pairs: each rewrite `inserts` times on average, with one or two listed words put into it, and as it is.
+def find_stand_ins(examples: Sequence[Example], lexicon: Collection[str]) -> dict[str, list[str]]:
+    """Return the words that people write in place of listed ones, with these: {"know": ["kno"], "people": ["idiots", "scum"]}.
 
-    So a model learns to keep all that is not rude, word for word. Words are drawn by the root of their frequency in the
-    sentences.
+    A word counts where it alone stands in a listed word's place, in rewrites of two sentences at least, of which each weighs
+    one, and in STANDS of the sentences that hold the listed word.
+    """
+    listed, seen = set(lexicon), Counter[str]()
+    places: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(dict)  # weight by sentence
+    for example in examples:
+        words = split_words(example.toxic)
+        held = listed.intersection(words)
+        seen.update(held)
+        for reference in example.references if held else ():
+            for word, other in pair_replaced(words, split_words(reference)):
+                if word in held and other not in listed:
+                    sentences = places[word, other]
+                    sentences[example.toxic] = sentences.get(example.toxic, 0) + 1 / len(example.references)
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for (word, other), sentences in sorted(places.items()):
+        if len(sentences) > 1 and sum(sentences.values()) >= max(1, STANDS * seen[word]):
+            found[other].append(word)
+    return dict(found)
+
+
+def pair_replaced(words: Sequence[str], others: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each word that has one other word in its place, with that."""
+    for kind, first, last, start, end in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
+        if kind == "replace" and last - first == end - start == 1:
+            yield words[first], others[start]
+
+
+def insert_words(
+    examples: Sequence[Example], lexicon: Sequence[str], stand_ins: Mapping[str, Sequence[str]], inserts: float, seed: int
+) -> list[Example]:
+    """Return new pairs: each rewrite `inserts` times on average, with one or two listed words in it, and as it is.
+
+    A listed word is put between two others; or, half of the times where it can be, in the place of one that people write for
+    it (see `find_stand_ins`). So a model learns to keep all that is not rude, word for word, and to write "know" for "kno"
+    wherever it stands. Each word of the list is as frequent as the others.
     """
     if not lexicon:
         return []
-    seen = Counter(word for example in examples for word in split_words(example.toxic))
-    weights = [max(1, seen[word]) ** 0.5 for word in lexicon]
     pairs = []
     for example in examples:
         for reference in example.references:
             rng = random.Random(f"insert\n{seed}\n{example.toxic}\n{reference}")
             for _ in range(int(inserts + rng.random())):
                 words = reference.split(" ")
-                for word in rng.choices(lexicon, weights, k=rng.choice((1, 1, 2))):
-                    words.insert(rng.randrange(len(words)), word)
+                for _ in range(rng.choice((1, 1, 2))):
+                    places = [place for place, word in enumerate(words) if normalise_word(word) in stand_ins]
+                    if places and rng.random() < 0.5:
+                        place = rng.choice(places)
+                        words[place] = rng.choice(stand_ins[normalise_word(words[place])])
+                    else:
+                        words.insert(rng.randrange(len(words)), rng.choice(lexicon))
                 pairs.append(Example(" ".join(words), (reference,)))
     return pairs
