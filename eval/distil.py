@@ -30,7 +30,7 @@ BEAMS = 8
 # Chosen on ParaDetox's validation split (tests/benchmarks/RESULTS.md). One nat a token is a lot: a teacher's second choice is
 # mostly 0.05 to 0.2 below its first.
 HARMLESS = 0.2  # weight of the log of (1 - toxicity)
-LISTED = 0.3  # nats, for each word of the word list
+LISTED = 0.5  # nats, for each word of the word list
 RULE = f"mean log-likelihood of a token + {HARMLESS} log(1 - toxicity) - {LISTED} a listed word"
 LEAST = 1e-3  # of 1 - toxicity, so that its logarithm is finite
 

@@ -82,6 +82,7 @@ def mini_arguments(mini_base: Path, small_data: Path) -> list[str]:
         str(TINY), "--model_name_or_path", str(mini_base), "--data.source", str(small_data), "--max_steps", "8",
         "--logging_steps", "2", "--eval_strategy", "steps", "--eval_steps", "4", "--save_strategy", "steps", "--save_steps", "4",
         "--learning_rate", "3e-3", "--lora_r", "16", "--lora_alpha", "32",
+        "--eval.baselines", "copy", "delete", "base", "few_shot", "human",
     ]  # fmt: skip
 
 
