@@ -9,10 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, split_words
-from sft.cache import recall
-from sft.data import SPLITS, Example, hash_examples, normalise, pack_examples, unpack_examples
-from sft.recipe import DataConfig
+from sft.data import Example, normalise
+from sft.lexicon import WORD, delete_listed, fit_lexicon, normalise_word, split_words
+from sft.schema import DataConfig
 from sft.targets import Targets
 
 
@@ -22,40 +21,34 @@ def make_training_examples(
     """Return the examples trained on, by where they come from: `split`, `swaps` and `inserts`.
 
     A sentence with a target has it in place of its rewrites, or beside them where `data.targets_only` is false.
-    None of those made here has a sentence that stands in the other splits, as a source or as a rewrite. With
-    `data.cache`, what was made before is recalled (see sft/cache.py).
+    None of those made here has a sentence that is in the other splits, as a source or as a rewrite.
     """
     train = list(splits["train"])
     if not (data.closest or data.swaps or data.inserts or targets):
         return {"split": train, "swaps": [], "inserts": []}
-
-    def make() -> dict[str, list[list[str]]]:
-        lexicon = fit_lexicon(train)
-        texts = targets.texts if targets else {}
-        chosen = [
-            choose_closest(example, lexicon) if data.closest and not (data.targets_only and example.id in texts) else example
-            for example in train
-        ]
-        chosen = [add_target(example, texts.get(example.id), data.targets_only) for example in chosen]
-        held_out = {
-            normalise(text)
-            for split in ("validation", "test")
-            for example in splits[split]
-            for text in (example.toxic, *example.references)
-        }
-        made = {"split": chosen}
-        for name, pairs in (
-            ("swaps", swap_words(chosen, lexicon, data.swaps, data.seed)),
-            ("inserts", insert_words(chosen, lexicon, data.inserts, data.seed)),
-        ):
-            made[name] = [pair for pair in pairs if normalise(pair.toxic) not in held_out]
-        return {name: pack_examples(examples) for name, examples in made.items()}
-
-    hashes = [hash_examples(splits[split]) for split in SPLITS]
-    learnt = [targets.sha256, data.targets_only] if targets else None
-    key = ["training examples", hashes, data.closest, data.swaps, data.inserts, data.seed, learnt]
-    value = recall(key, make, data.cache)
-    return {name: unpack_examples(rows) for name, rows in value.items()}
+    lexicon = fit_lexicon(train)
+    texts = targets.texts if targets else {}
+    chosen = [
+        choose_closest(example, lexicon)
+        if data.closest and not (data.targets_only and example.id in texts)
+        else example
+        for example in train
+    ]
+    chosen = [add_target(example, texts.get(example.id), data.targets_only) for example in chosen]
+    held_out = {
+        normalise(text)
+        for split in ("validation", "test")
+        for example in splits[split]
+        for text in (example.toxic, *example.references)
+    }
+    made = {
+        "swaps": swap_words(chosen, lexicon, data.swaps, data.seed),
+        "inserts": insert_words(chosen, lexicon, data.inserts, data.seed),
+    }
+    return {"split": chosen} | {
+        name: [pair for pair in pairs if normalise(pair.toxic) not in held_out]
+        for name, pairs in made.items()
+    }
 
 
 def add_target(example: Example, target: str | None, alone: bool) -> Example:
@@ -100,7 +93,9 @@ def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float
     return pairs
 
 
-def insert_words(examples: Sequence[Example], lexicon: Sequence[str], inserts: float, seed: int) -> list[Example]:
+def insert_words(
+    examples: Sequence[Example], lexicon: Sequence[str], inserts: float, seed: int
+) -> list[Example]:
     """Return new pairs: each rewrite `inserts` times on average, with one or two listed words put into it, and as it is.
 
     So a model learns to keep all that is not rude, word for word. Words are drawn by the root of their frequency in the

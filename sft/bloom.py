@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.models.bloom.modeling_bloom import BloomAttention, BloomMLP, BloomModel, build_alibi_tensor, dropout_add
+from transformers.models.bloom.modeling_bloom import (
+    BloomAttention,
+    BloomMLP,
+    BloomModel,
+    build_alibi_tensor,
+    dropout_add,
+)
 
-from sft.recipe import tell_once
+from sft.command import tell_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +42,12 @@ class SharedBias:
 
     def add(self, alibi: torch.Tensor, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
         """Return (batch, heads, queries or 1, keys) from ALiBi (batch * heads, 1, keys) and mask (batch, 1, queries, keys)."""
-        if self.parts is None or self.parts[0] is not alibi or self.parts[1] is not mask or self.bias.dtype != query.dtype:
+        if (
+            self.parts is None
+            or self.parts[0] is not alibi
+            or self.parts[1] is not mask
+            or self.bias.dtype != query.dtype
+        ):
             bias = alibi.view(query.shape[0], query.shape[1], 1, -1)
             bias = bias if mask is None else bias + mask
             self.bias = bias.clamp(min=max(MASKED, torch.finfo(query.dtype).min)).to(query.dtype)
@@ -72,11 +83,15 @@ class FusedBloomAttention(BloomAttention):
             context = self.attend_in_steps(query, key, value, bias)
         else:
             dropout = self.attention_dropout.p if self.training else 0.0
-            context = nn.functional.scaled_dot_product_attention(query, key, value, bias, dropout, scale=self.inv_norm_factor)
+            context = nn.functional.scaled_dot_product_attention(
+                query, key, value, bias, dropout, scale=self.inv_norm_factor
+            )
         output = self.dense(context.transpose(1, 2).flatten(2))
         return dropout_add(output, residual, self.hidden_dropout, self.training), None
 
-    def attend_in_steps(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def attend_in_steps(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
         """Attend without the fused kernel.
 
         On a CPU its backward pass is three to seven times slower than this, and for few queries, as in generation, its
@@ -84,7 +99,9 @@ class FusedBloomAttention(BloomAttention):
         """
         bias = bias.expand(*query.shape[:3], -1).flatten(0, 1)
         scores = bias.baddbmm(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=self.inv_norm_factor)
-        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # on a CPU faster than within bfloat16
+        weights = scores.softmax(-1, dtype=torch.float32).to(
+            value.dtype
+        )  # on a CPU faster than within bfloat16
         context = self.attention_dropout(weights) @ value.flatten(0, 1)
         return context.unflatten(0, query.shape[:2])
 
@@ -97,7 +114,9 @@ class PackedBloomModel(BloomModel):
 
     positions: torch.Tensor | None = None
 
-    def build_alibi_tensor(self, attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+    def build_alibi_tensor(
+        self, attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype
+    ) -> torch.Tensor:
         if self.positions is None:
             return super().build_alibi_tensor(attention_mask, num_heads, dtype)
         slopes = build_alibi_tensor(self.positions.new_ones(1, 2), num_heads, torch.float32)[:, 0, 1]
@@ -110,7 +129,9 @@ class PackedBloomModel(BloomModel):
             return super().forward(*args, **kwargs)
         example = (position_ids == 0).cumsum(-1)
         same = example[:, None, :, None] == example[:, None, None, :]
-        mask = torch.zeros(same.shape, device=same.device).masked_fill_(~same.tril(), torch.finfo(torch.float32).min)
+        mask = torch.zeros(same.shape, device=same.device).masked_fill_(
+            ~same.tril(), torch.finfo(torch.float32).min
+        )
         self.positions = position_ids
         try:
             return super().forward(*args, **kwargs | {"attention_mask": mask})
@@ -129,7 +150,9 @@ class QuickDropout(nn.Dropout):
         if not self.training or self.p == 0:
             return input
         dropped = round(self.p * 2**16)
-        draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        draws = (
+            torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        )
         kept = (draws[: input.numel()] >= dropped - 2**15).to(input.dtype).mul_(2**16 / (2**16 - dropped))
         return input * kept.view(input.shape)
 

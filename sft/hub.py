@@ -4,7 +4,8 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from sft.recipe import InputError, RecipeError
+from sft.command import InputError
+from sft.schema import RecipeError
 
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 
@@ -44,7 +45,9 @@ def is_passing(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def explain_errors(name: str, noun: str, revision: str | None = None, keys: tuple[str, str] | None = None) -> Iterator[None]:
+def explain_errors(
+    name: str, noun: str, revision: str | None = None, keys: tuple[str, str] | None = None
+) -> Iterator[None]:
     """Turn what huggingface_hub raises inside the block into one clear error about `name`.
 
     `noun` says what was looked for ("model", "data set", "adapter"); `keys` are the recipe's keys of name and revision.
@@ -80,7 +83,9 @@ def explain_errors(name: str, noun: str, revision: str | None = None, keys: tupl
         raise RecipeError(f"{name} on the Hub is no {noun}: {first_line(error)}", name_key) from None
     except (find_transport_error(), OSError) as error:
         if is_failing(error):
-            message = f"{name}: the Hub failed to deliver it: {first_line(error)} Run the same command again later."
+            message = (
+                f"{name}: the Hub failed to deliver it: {first_line(error)} Run the same command again later."
+            )
             raise HubFailure(message, name_key) from None
         raise RecipeError(f"{name}: the Hub did not deliver it: {first_line(error)}", name_key) from None
 

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 
-from sft.recipe import tell_once
+from sft.command import tell_once
 
 LOGITS_BYTES = 2**26  # at most this much for the logits of a block of tokens, in float32
 
@@ -45,7 +45,10 @@ class FrozenHeadLogProbs(torch.autograd.Function):
             p = log_p.exp()
             entropies[at] = -torch.linalg.vecdot(p, log_p)
             if slopes is not None:  # d log p[target] / d logits = onehot(target) - p
-                slopes[at] = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).to(dtype) @ weight
+                slopes[at] = (
+                    p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).to(dtype)
+                    @ weight
+                )
         ctx.mark_non_differentiable(entropies, hits)
         ctx.save_for_backward(slopes)
         return log_probs, entropies, hits
@@ -76,10 +79,20 @@ class LogProbs:
         plain = bias is None and not weight.requires_grad and temperature == scale == 1 and softcap is None
         if not (hidden.is_cpu and plain and {"entropy", "log_probs", "is_top1"}.issuperset(outputs)):
             if hidden.is_cpu:
-                tell_once("loss: the LM head has a bias, a scale or weights that train: TRL's own function, not the faster one")
-            return ChunkedLogProbFunction.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
+                tell_once(
+                    "loss: the LM head has a bias, a scale or weights that train: TRL's own function, not the faster one"
+                )
+            return ChunkedLogProbFunction.apply(
+                hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs
+            )
         log_probs, entropies, hits = FrozenHeadLogProbs.apply(hidden, weight, targets)
-        return log_probs, entropies if "entropy" in outputs else None, None, None, hits if "is_top1" in outputs else None
+        return (
+            log_probs,
+            entropies if "entropy" in outputs else None,
+            None,
+            None,
+            hits if "is_top1" in outputs else None,
+        )
 
 
 def choose_loss(plain: bool) -> None:
@@ -88,5 +101,7 @@ def choose_loss(plain: bool) -> None:
     This replaces two private functions of TRL 1.16 for the whole process: its fused head scores every position where
     Triton does not run, for devices that compile each new shape. Loss and gradient are the same but for rounding.
     """
-    trl.trainer.utils._use_triton = use_triton if plain else lambda device: device.type == "cpu" or use_triton(device)
+    trl.trainer.utils._use_triton = (
+        use_triton if plain else lambda device: device.type == "cpu" or use_triton(device)
+    )
     trl.trainer.utils._ChunkedLogProbFunction = ChunkedLogProbFunction if plain else LogProbs

@@ -4,7 +4,6 @@ torch and transformers take seconds to import; they are imported where they are 
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -14,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.command import tell_once
 from sft.hub import explain_errors, first_line
-from sft.recipe import Recipe, RecipeError, find_path, name_path, tell_once
-from sft.run_dir import RunDir, hash_file
+from sft.machine import Machine, has_bfloat16, join_processes
+from sft.run_dir import Run
+from sft.schema import Recipe, RecipeError
+from sft.storage import find_path, hash_file, name_path
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import PartialState
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -66,10 +67,14 @@ def load_config(base: Base) -> "PretrainedConfig":
     try:
         return AutoConfig.from_pretrained(base.path, revision=base.revision)
     except (ValueError, OSError) as error:
-        raise RecipeError(f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path") from None
+        raise RecipeError(
+            f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path"
+        ) from None
 
 
-def load_tokenizer(base: Base, pad_token: str | None = None, eos_token: str | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    base: Base, pad_token: str | None = None, eos_token: str | None = None
+) -> "PreTrainedTokenizerBase":
     """Load a base model's tokenizer, with the recipe's pad and EOS tokens where it names them.
 
     Raises:
@@ -80,7 +85,9 @@ def load_tokenizer(base: Base, pad_token: str | None = None, eos_token: str | No
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     except (ValueError, OSError) as error:
-        raise RecipeError(f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path") from None
+        raise RecipeError(
+            f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path"
+        ) from None
     for key, token in (("pad_token", pad_token), ("eos_token", eos_token)):
         if token is not None and token not in tokenizer.get_vocab():
             raise RecipeError(f"found {token!r}, expected a token of {base.name}'s vocabulary.", key)
@@ -107,10 +114,13 @@ def find_model_conflicts(
             )
         if trl["packing"] and (trl["packing_strategy"] != "bfd" or trl["max_length"] is None):
             found = f"packing_strategy {trl['packing_strategy']!r} and max_length {trl['max_length']}"
-            yield RecipeError(f"found {found}. BLOOM packs whole examples: expected bfd, and a max_length.", "packing")
+            yield RecipeError(
+                f"found {found}. BLOOM packs whole examples: expected bfd, and a max_length.", "packing"
+            )
         if trl["attn_implementation"] not in (None, "eager", "sdpa"):
             yield RecipeError(
-                f"found {trl['attn_implementation']!r}. BLOOM has sdpa (also meant by null) and eager.", "attn_implementation"
+                f"found {trl['attn_implementation']!r}. BLOOM has sdpa (also meant by null) and eager.",
+                "attn_implementation",
             )
         if trl["fp16"] or trl["dtype"] == "float16":
             yield RecipeError(
@@ -118,72 +128,15 @@ def find_model_conflicts(
                 "fp16" if trl["fp16"] else "dtype",
             )
     if tokenizer.pad_token is None:
-        yield RecipeError("this tokenizer has no pad token. Name a token of its vocabulary other than EOS.", "pad_token")
+        yield RecipeError(
+            "this tokenizer has no pad token. Name a token of its vocabulary other than EOS.", "pad_token"
+        )
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield RecipeError(
             f"pad and EOS are both {tokenizer.eos_token!r}: with EOS masked as padding, a model never learns to stop. "
             "Name another token of the vocabulary.",
             "pad_token",
         )
-
-
-def find_machine_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
-    """Yield the faults of a recipe on this machine: its hardware, and what is installed."""
-    import torch
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    trl = recipe.trl
-    report_to = trl["report_to"] or []
-    for name in [report_to] if isinstance(report_to, str) else report_to:
-        if name not in (*INTEGRATION_TO_CALLBACK, "none", "all"):
-            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            yield RecipeError(f"found {name!r}, expected none, all, or some of {known}.", "report_to")
-        elif name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations():
-            yield RecipeError(f"{name} is not installed. Install it, or use report_to: none.", "report_to")
-    country = recipe.publish.emissions_country
-    if country and importlib.util.find_spec("codecarbon") is None:
-        message = "codecarbon is not installed. Install it: pip install -e '.[emissions]'"
-        yield RecipeError(message, "publish.emissions_country")
-    elif country:
-        from codecarbon.input import DataSource
-
-        if country not in DataSource().get_global_energy_mix_data():
-            message = f"found {country!r}, which codecarbon has no power grid of. Expected a country's code (ISO 3166)."
-            yield RecipeError(message, "publish.emissions_country")
-    if not torch.cuda.is_available() or trl["use_cpu"]:
-        if trl["fp16"] or trl["dtype"] == "float16":
-            yield RecipeError(
-                "float16 does not train on a CPU. Expected bf16: true, or dtype: float32.", "fp16" if trl["fp16"] else "dtype"
-            )
-        if trl["optim"].startswith("paged_"):
-            yield RecipeError(f"found {trl['optim']}, which needs a GPU. Expected adamw_torch_fused.", "optim")
-    elif trl["bf16"] is not False and not trl["fp16"] and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name()
-        yield RecipeError(f"{name} has no bfloat16. Expected bf16: false with dtype: float32 (slower).", "bf16")
-
-
-def has_bfloat16() -> bool:
-    """Say whether this machine's CPU computes in bfloat16; on another, PyTorch's products are a hundred times slower in it."""
-    import torch
-
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
-def settle_precision(recipe: Recipe) -> tuple[Recipe, str | None]:
-    """Return the recipe in float32 where it asks a CPU for bfloat16 that has none, and a line that says so.
-
-    `attn_implementation: eager`, the plain path, stays as it is.
-    """
-    import torch
-
-    trl = recipe.trl
-    asked = trl["bf16"] is not False or trl["dtype"] != "float32"
-    on_cpu = trl["use_cpu"] or not torch.accelerator.is_available()
-    if not (asked and on_cpu) or trl["attn_implementation"] == "eager" or has_bfloat16():
-        return recipe, None
-    note = "this CPU does not compute in bfloat16: float32 in its place (bf16: false, dtype: float32)"
-    return recipe.change(bf16=False, dtype="float32"), note
 
 
 def trains_in_float32(recipe: Recipe) -> bool:
@@ -204,7 +157,7 @@ def build_model_config(recipe: Recipe) -> "ModelConfig":
     return config
 
 
-def build_sft_config(recipe: Recipe, run: RunDir, packed: bool = False) -> "SFTConfig":
+def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = False) -> "SFTConfig":
     """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else; `packed` rows are not packed by TRL.
 
     Raises:
@@ -212,13 +165,12 @@ def build_sft_config(recipe: Recipe, run: RunDir, packed: bool = False) -> "SFTC
     """
     import dataclasses
 
-    import torch
     from trl import SFTConfig
 
     values = {f.name: recipe.trl[f.name] for f in dataclasses.fields(SFTConfig) if f.name in recipe.trl}
     values |= {
         "output_dir": str(run.checkpoints),
-        "use_cpu": values["use_cpu"] or not torch.accelerator.is_available(),
+        "use_cpu": machine.on_cpu,
         "disable_tqdm": True,
         "eval_on_start": values["eval_on_start"] and values["eval_strategy"] != "no",
         "resume_from_checkpoint": None,
@@ -235,7 +187,9 @@ def build_sft_config(recipe: Recipe, run: RunDir, packed: bool = False) -> "SFTC
         return SFTConfig(**values)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         message = first_line(error)
-        named = [key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)]
+        named = [
+            key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)
+        ]
         raise RecipeError(f"TRL refuses it: {message}", named[0] if named else None) from None
 
 
@@ -260,10 +214,15 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
     unknown = [
         target
         for target in recipe.trl["lora_target_modules"] or ()
-        if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in modules)
+        if target != "all-linear"
+        and not any(name == target or name.endswith(f".{target}") for name in modules)
     ]
     if unknown:
-        layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        layers = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
         raise RecipeError(
             f"no layer of {Path(config.name_or_path).name} has the name {' or '.join(unknown)}. "
             f"Expected names among {', '.join(sorted(layers - {'lm_head'}))}, or all-linear.",
@@ -271,30 +230,14 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
         )
     try:
         with torch.device("meta"):
-            return get_peft_model(model, get_peft_config(build_model_config(recipe))).get_nb_trainable_parameters()
+            return get_peft_model(
+                model, get_peft_config(build_model_config(recipe))
+            ).get_nb_trainable_parameters()
     except (ValueError, TypeError) as error:
         raise RecipeError(f"does not fit the model: {first_line(error)}", "lora_target_modules") from None
 
 
 # ----------------------------------------------------------------------------------------------- loading and saving
-
-
-def join_processes(use_cpu: bool = False) -> "PartialState":
-    """Return the state of the processes that the launcher started, after joining them, with CPU threads and caches set.
-
-    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one. Its launcher gives a
-    process one thread, where nothing else is said, and leaves the other cores idle. PyTorch and oneDNN each keep code
-    and buffers for 1,024 shapes: with batches of many lengths a gigabyte, which also slows a training down.
-    """
-    import torch
-    from accelerate import PartialState
-    from joblib import cpu_count
-
-    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        torch.set_num_threads(max(1, cpu_count(only_physical_cores=True) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    for capacity in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first operation
-        os.environ.setdefault(capacity, "64")
-    return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 
 def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
@@ -326,7 +269,7 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if quantization and model.device.type == "cpu":
-        let_go_of_file(model)
+        release_file(model)
     model.config.use_cache = False
     if model_config.attn_implementation != "eager":
         fuse(model)
@@ -335,7 +278,7 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
     return model
 
 
-def let_go_of_file(model: "PreTrainedModel") -> None:
+def release_file(model: "PreTrainedModel") -> None:
     """Give back what loading and quantising on a CPU leave in memory: the mapped weights file, and freed buffers.
 
     The weights that are not quantised are views of the file, which keep all of it mapped; malloc keeps the buffers.
@@ -349,7 +292,7 @@ def let_go_of_file(model: "PreTrainedModel") -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
+def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
     """Write the adapter's two files, complete or not at all; every process must call it (sharded weights are gathered).
 
     peft writes the base's local path and an order of modules that changes from run to run; both are put right, so that
@@ -422,5 +365,7 @@ def load_finetuned(
         model = model.bfloat16()
         # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    model.config.use_cache = model.generation_config.use_cache = True  # a base saved after its training may say no
+    model.config.use_cache = model.generation_config.use_cache = (
+        True  # a base saved after its training may say no
+    )
     return model.eval() if in_bits else model.to(device).eval()

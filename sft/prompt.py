@@ -15,5 +15,7 @@ def format_prompt(text: str) -> str:
         ValueError: `text` holds a line break.
     """
     if len(text.splitlines()) > 1 or text.endswith("\n"):
-        raise ValueError("the text of a prompt must be a single line: pass it through sft.data.clean_text first")
+        raise ValueError(
+            "the text of a prompt must be a single line: pass it through sft.data.clean_text first"
+        )
     return TEMPLATE.replace("{text}", text)

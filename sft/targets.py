@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data import SPLITS, DataError, Example, clean_text, count, decode_file, describe_absence, hash_examples
-from sft.recipe import find_path, name_path
-from sft.run_dir import hash_file, write_text
+from sft.command import count
+from sft.data import Example, clean_text
+from sft.files import DataError, decode_file, describe_absence
+from sft.splits import SPLITS, hash_examples
+from sft.storage import find_path, hash_file, name_path, write_text
 
 FORMAT = 1
 KEY = "data.targets"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-SEEN = ("nothing held out", "unknown")  # what a teacher was trained on of the student's validation and test sentences
+SEEN = (
+    "nothing held out",
+    "unknown",
+)  # what a teacher was trained on of the student's validation and test sentences
 MAKE = "Make it with: accelerate launch eval/distil.py TEACHER --run RUN_DIR"
 
 
@@ -47,7 +52,9 @@ class Targets:
 
 def hash_content(header: Mapping[str, Any], lines: Iterable[str]) -> str:
     """Return the SHA-256 of a header without its `sha256`, and of the lines behind it."""
-    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode()
+    )
     for line in lines:
         digest.update(b"\n" + line.encode())
     return digest.hexdigest()
@@ -78,10 +85,14 @@ def read_targets(name: str, splits: Mapping[str, Sequence[Example]]) -> Targets:
     header = parse_line(path, 1, head)
     if header.get("format") != FORMAT or not fits_header(header):
         found = f"format {header['format']!r}" if "format" in header else "no `format`"
-        raise DataError(f"{path}:1: no header of a targets file (found {found}, expected {FORMAT}). {MAKE}", key=KEY)
+        raise DataError(
+            f"{path}:1: no header of a targets file (found {found}, expected {FORMAT}). {MAKE}", key=KEY
+        )
     if header["rows"] != len(lines):
         expected = count(header["rows"], "target")
-        raise DataError(f"{path}: cut off: found {count(len(lines), 'target')}, expected {expected}. {MAKE}", key=KEY)
+        raise DataError(
+            f"{path}: cut off: found {count(len(lines), 'target')}, expected {expected}. {MAKE}", key=KEY
+        )
     if header["sha256"] != hash_content(header, lines):
         message = f"{path}: changed after it was made: its SHA-256 is not the one in its header. {MAKE}"
         raise DataError(message, key=KEY)
@@ -130,8 +141,18 @@ def fits_header(header: Mapping[str, Any]) -> bool:
     try:
         teacher, splits = header["teacher"], header["splits"]
         adapter, base = teacher["adapter"], teacher["base"]
-        hashes = [header["sha256"], adapter["sha256"], adapter["config_sha256"], *(splits[split] for split in SPLITS)]
-        texts = [teacher["name"], base["name"], header["rule"], *([base["revision"]] if base["revision"] is not None else [])]
+        hashes = [
+            header["sha256"],
+            adapter["sha256"],
+            adapter["config_sha256"],
+            *(splits[split] for split in SPLITS),
+        ]
+        texts = [
+            teacher["name"],
+            base["name"],
+            header["rule"],
+            *([base["revision"]] if base["revision"] is not None else []),
+        ]
         numbers = [header["rows"], header["from_people"], teacher["num_beams"]]
     except (KeyError, TypeError):
         return False
@@ -163,7 +184,9 @@ def check_sentences(
                 "a run with this recipe's data, data.seed and shares.",
                 key=KEY,
             )
-    other = [split for split in ("validation", "test") if header["splits"][split] != hash_examples(splits[split])]
+    other = [
+        split for split in ("validation", "test") if header["splits"][split] != hash_examples(splits[split])
+    ]
     if other:
         raise DataError(
             f"{path}: made for another {' and '.join(other)} split; its teacher may have seen what is held out here. {MAKE}, a "
