@@ -1,4 +1,4 @@
-"""What is trained on: the training split's pairs, or the closest one of each sentence, and further pairs made of them.
+"""What is trained on: the training split's pairs, or the closest of each sentence, and pairs made of them.
 
 The lexicon here is the word list that the delete baseline has too, fitted on the training split alone.
 """
@@ -20,8 +20,8 @@ def make_training_examples(
 ) -> dict[str, list[Example]]:
     """Return the examples trained on, by where they come from: `split`, `swaps` and `inserts`.
 
-    A sentence with a target has it in place of its rewrites, or beside them where `data.targets_only` is false.
-    None of those made here has a sentence that is in the other splits, as a source or as a rewrite.
+    A sentence with a target has it in place of its rewrites, or beside them where `data.targets_only` is
+    false. None of those made here has a sentence that is in the other splits, as a source or as a rewrite.
     """
     train = list(splits["train"])
     if not (data.closest or data.swaps or data.inserts or targets):
@@ -59,7 +59,7 @@ def add_target(example: Example, target: str | None, alone: bool) -> Example:
 
 
 def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:
-    """Return the example with one of its rewrites: that with most tokens, in order, of the sentence without listed words."""
+    """Return the example with one rewrite: with most tokens, in order, of its sentence without listed words."""
     if len(example.references) == 1:
         return example
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
@@ -74,10 +74,10 @@ def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:
 
 
 def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float, seed: int) -> list[Example]:
-    """Return new pairs: each sentence and rewrite `swaps` times on average, with other listed words in the sentence.
+    """Return new pairs: each pair `swaps` times on average, with other listed words in the sentence.
 
-    Each listed word that the rewrite does not keep gives way to one drawn from the whole list, so that rare words of the
-    list are learnt as often as frequent ones. Pairs without such a word give none.
+    Each listed word that the rewrite does not keep gives way to one drawn from the whole list, so that rare
+    words of the list are learnt as often as frequent ones. Pairs without such a word give none.
     """
     pairs = []
     for example in examples:
@@ -96,10 +96,10 @@ def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float
 def insert_words(
     examples: Sequence[Example], lexicon: Sequence[str], inserts: float, seed: int
 ) -> list[Example]:
-    """Return new pairs: each rewrite `inserts` times on average, with one or two listed words put into it, and as it is.
+    """Return new pairs: each rewrite `inserts` times on average, with one or two listed words put into it.
 
-    So a model learns to keep all that is not rude, word for word. Words are drawn by the root of their frequency in the
-    sentences.
+    So a model learns to keep all that is not rude, word for word. Words are drawn by the root of their
+    frequency in the sentences.
     """
     if not lexicon:
         return []

@@ -1,7 +1,7 @@
-"""BLOOM with fused attention and activation, and with several examples in one row: equal to the plain one but for rounding.
+"""BLOOM with fused attention and activation, and with several examples in a row: equal but for rounding.
 
-transformers has BLOOM with eager attention alone, which ignores `position_ids`. Here its modules change their class in
-place, so that names, weights and LoRA targets stay as they are.
+transformers has BLOOM with eager attention alone, which ignores `position_ids`. Here its modules change their
+class in place, so that names, weights and LoRA targets stay as they are.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# A weight of 0 beside any other score. The mask's own, the lowest float32, is -inf in bfloat16, and in kernels that
-# compute in powers of two; and a row that is all -inf, as padding's on the left, has no softmax.
+# A weight of 0 beside any other score. The mask's own, the lowest float32, is -inf in bfloat16, and in
+# kernels that compute in powers of two; and a row that is all -inf, as padding's on the left, has no softmax.
 MASKED = -1e9
 SHORT = 128  # queries; from there to 512 the fused kernel overtakes
 
 
 def prefers_steps(query: torch.Tensor) -> bool:
-    """Say whether attention of this query (batch, heads, queries, size) is faster without the fused kernel."""
+    """Say whether this query (batch, heads, queries, size) is faster without the fused kernel."""
     return query.is_cpu and (torch.is_grad_enabled() or query.shape[2] <= SHORT)
 
 
@@ -41,7 +41,10 @@ class SharedBias:
         self.bias = torch.empty(0)
 
     def add(self, alibi: torch.Tensor, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-        """Return (batch, heads, queries or 1, keys) from ALiBi (batch * heads, 1, keys) and mask (batch, 1, queries, keys)."""
+        """Return their sum, (batch, heads, queries or 1, keys).
+
+        ALiBi is (batch * heads, 1, keys), the mask (batch, 1, queries, keys).
+        """
         if (
             self.parts is None
             or self.parts[0] is not alibi
@@ -56,11 +59,11 @@ class SharedBias:
 
 
 class FusedBloomAttention(BloomAttention):
-    """BLOOM's attention through PyTorch's `scaled_dot_product_attention`, with ALiBi (Press et al., 2022) as its bias."""
+    """BLOOM's attention through `scaled_dot_product_attention`, with ALiBi (Press et al., 2022) as bias."""
 
     shared: SharedBias
 
-    def forward(
+    def forward(  # noqa: PLR0913 (transformers' signature)
         self,
         hidden_states: torch.Tensor,
         residual: torch.Tensor,
@@ -94,8 +97,8 @@ class FusedBloomAttention(BloomAttention):
     ) -> torch.Tensor:
         """Attend without the fused kernel.
 
-        On a CPU its backward pass is three to seven times slower than this, and for few queries, as in generation, its
-        forward pass is one and a half to four times slower.
+        On a CPU its backward pass is three to seven times slower than this, and for few queries, as in
+        generation, its forward pass is one and a half to four times slower.
         """
         bias = bias.expand(*query.shape[:3], -1).flatten(0, 1)
         scores = bias.baddbmm(query.flatten(0, 1), key.flatten(0, 1).mT, alpha=self.inv_norm_factor)
@@ -107,7 +110,7 @@ class FusedBloomAttention(BloomAttention):
 
 
 class PackedBloomModel(BloomModel):
-    """BLOOM that reads `position_ids`: a token sees its own example alone, and ALiBi counts from that example's start.
+    """BLOOM that reads `position_ids`: a token sees its own example alone, and ALiBi counts from its start.
 
     Each 0 in the position_ids (batch, tokens) begins an example; padding is all zeros, and sees itself.
     """
@@ -140,7 +143,7 @@ class PackedBloomModel(BloomModel):
 
 
 class QuickDropout(nn.Dropout):
-    """Dropout from 16 random bits an element, four elements a draw: PyTorch's own took a quarter of a step on a CPU.
+    """Dropout from 16 random bits an element: PyTorch's own took a quarter of a step on a CPU.
 
     The probability is rounded to 1/65,536, and the scale is of the rounded one, so that the mean stays.
     """
@@ -167,7 +170,8 @@ def quicken_dropout(model: nn.Module) -> None:
 def fuse(model: "PreTrainedModel") -> bool:
     """Give a BLOOM fused attention and activation, in place; return whether it could be done.
 
-    It can't for `slow_but_exact`, which computes in slices as the first training of BLOOM did; a line says so.
+    It can't for `slow_but_exact`, which computes in slices as the first training of BLOOM did; a line says
+    so.
     """
     if model.config.model_type != "bloom":
         return False

@@ -66,8 +66,8 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(f"rewrites a sentence: {spread}", highlight=False)
     if recipe.data.streaming:
         console.print(
-            f"streamed: merged and duplicate rows are looked for within {CHUNK:,} rows. What follows tells of the sentences "
-            "held out, and of a sample of those trained on.",
+            f"streamed: merged and duplicate rows are looked for within {CHUNK:,} rows. "
+            "What follows tells of the sentences held out, and of a sample of those trained on.",
             highlight=False,
         )
 
@@ -90,7 +90,10 @@ def print_preflight(preflight: Preflight) -> None:
     console.print(lengths_table)
     trained = preflight.training_pairs
     if trained["swaps"] or trained["inserts"] or preflight.recipe.data.closest:
-        origins = f"{trained['split']:,} of the split, {trained['swaps']:,} by data.swaps, {trained['inserts']:,} by data.inserts"
+        origins = (
+            f"{trained['split']:,} of the split, {trained['swaps']:,} by data.swaps, "
+            f"{trained['inserts']:,} by data.inserts"
+        )
         console.print(
             f"trained on: {sum(trained.values()):,} pairs; {origins} (the lengths above are of these)"
         )
@@ -101,7 +104,8 @@ def print_preflight(preflight: Preflight) -> None:
             console.print(escape(line), highlight=False)
     console.print("leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits.")
     console.print(
-        f"max_length {recipe.trl['max_length']}: longer pairs are left out of training; an answer is never cut.",
+        f"max_length {recipe.trl['max_length']}: longer pairs are left out of training; "
+        "an answer is never cut.",
         highlight=False,
     )
 
@@ -152,9 +156,11 @@ def describe_targets(targets: Targets, sentences: int, alone: bool) -> list[str]
     teacher = told["teacher"]
     how = "in place of" if alone else "beside"
     lines = [
-        f"targets: {told['file']}, sha256 {targets.sha256}: {told['sentences']:,} of {count(sentences, 'training sentence')}, "
+        f"targets: {told['file']}, sha256 {targets.sha256}: {told['sentences']:,} of "
+        f"{count(sentences, 'training sentence')}, "
         f"learnt {how} their human rewrites; {told['from_people']:,} of them are a human rewrite",
-        f"teacher: {teacher['name']}, adapter sha256 {teacher['adapter']['sha256']}, base {teacher['base']['name']}; "
+        f"teacher: {teacher['name']}, adapter sha256 {teacher['adapter']['sha256']}, "
+        f"base {teacher['base']['name']}; "
         f"chosen by {told['rule']}",
     ]
     if teacher["has_seen"] == "unknown":

@@ -1,4 +1,4 @@
-"""How every command begins, speaks and ends: errors with their exit statuses, notes told once, whole numbers."""
+"""How every command begins, speaks and ends: errors with their exit statuses, notes printed once."""
 
 import argparse
 import errno
@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 
 class InputError(ValueError):
-    """Bad input: says what was found, what is expected, where, and how to mend it. Commands print it and exit with `status`.
+    """Bad input: says what was found, what is expected, where, and how to mend it.
 
-    `report` is what a command with --json says beside the error.
+    Commands print it and exit with `status`. `report` is what a command with --json says beside the error.
     """
 
     status = 2
@@ -46,7 +46,7 @@ def count(number: int, noun: str) -> str:
 
 
 def is_main_process() -> bool:
-    """Say whether this is the main one of the processes that a launcher has started; known before they have joined."""
+    """Say whether this is the main process of a launcher's; known before they have joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -70,7 +70,7 @@ def exit_with(error: InputError) -> NoReturn:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a fault ends it with one clear message and its status (2: bad input), without a traceback."""
+    """Run a command's `main`; a fault ends it with a message and its status (2: bad input), no traceback."""
     try:
         main()
     except InputError as error:
@@ -89,11 +89,12 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' progress bars and their notes to developers out of our output; warnings and errors stay."""
+    """Silence the libraries' progress bars and their notes to developers; warnings and errors stay."""
     import logging
     import warnings
 
-    # Deprecations inside trl and peft, and bitsandbytes' advice to install an optional package, are not the user's.
+    # Deprecations inside trl and peft, and bitsandbytes' advice to install an optional package, are not the
+    # user's.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -45,7 +45,7 @@ def clean_text(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return the lower-cased words of `text`, or the text itself where it has no word: the key that splits go by."""
+    """Return the lower-cased words of `text`, or itself where it has none: the key that splits go by."""
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())) or clean_text(
         text
     )
@@ -67,7 +67,8 @@ def clean_rows(table: Table) -> Corpus:
         rows: rows read. pairs: cells with a rewrite. changed_text: cells that NFC or white space changed.
         empty_toxic: rows without a toxic sentence. empty_neutral: rows without any rewrite.
         duplicate_pairs: pairs that stood there before. identical_pairs: pairs whose two sides are the same.
-        merged_rows: rows whose sentence had a row before. no_reference_left: sentences that lost all rewrites.
+        merged_rows: rows whose sentence had a row before. no_reference_left: sentences that lost all
+            rewrites.
         examples, references: what is left.
     """
     counts: Counter[str] = Counter(rows=len(table.rows))
@@ -116,7 +117,7 @@ def clean_rows(table: Table) -> Corpus:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """The rows of a split that are trained on, and the lengths in tokens of all its pairs, too long ones included."""
+    """The rows of a split that are trained on, and the lengths in tokens of all its pairs."""
 
     rows: list[dict[str, list[int]]]
     lengths: list[int]
@@ -145,9 +146,9 @@ def tokenise_pairs(
 ) -> TokenRows:
     """Return a row for each (sentence, rewrite) pair of at most `max_length` tokens: an answer is never cut.
 
-    A row holds `input_ids` and `labels`, two lists of the same length: prompt, answer, EOS. Prompt labels are -100
-    (not scored) unless `completion_only` is false. Prompt and answer are tokenised apart, so the prompt has the very
-    tokens it has at generation.
+    A row holds `input_ids` and `labels`, two lists of the same length: prompt, answer, EOS. Prompt labels are
+    -100 (not scored) unless `completion_only` is false. Prompt and answer are tokenised apart, so the prompt
+    has the very tokens it has at generation.
     """
     prompts = tokenise_texts([format_prompt(example.toxic) for example in examples], tokenizer)
     # Each rewrite once: further training pairs (see sft/augment.py) have the same rewrites as the split's.

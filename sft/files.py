@@ -1,4 +1,4 @@
-"""The data files that a recipe names: found or downloaded, read as text cells, their faults told with file and row."""
+"""The data files that a recipe names: found or downloaded, read as cells, faults told with file and row."""
 
 import contextlib
 import csv
@@ -18,7 +18,8 @@ from sft.storage import find_path, hash_file, name_path
 
 CHUNK = 10_000  # rows read at a time
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
-# The two layouts of ParaDetox: a row a sentence (GitHub), and a row a pair (Hub). Only the first rewrite is required.
+# The two layouts of ParaDetox: a row a sentence (GitHub), and a row a pair (Hub). Only the first rewrite is
+# required.
 LAYOUTS = {
     "toxic": ("neutral1", "neutral2", "neutral3"),
     "en_toxic_comment": ("en_neutral_comment",),
@@ -53,7 +54,7 @@ def read_table(config: DataConfig) -> Table:
 
 
 def find_files(config: DataConfig) -> tuple[Path, list[Path], Source]:
-    """Return the file or folder that a recipe names (downloaded, where it is on the Hub), its files, and their hashes."""
+    """Return the file or folder that a recipe names (downloaded, from the Hub), its files and hashes."""
     path, name, commit = find_source(config)
     paths = [path] if path.is_file() else list_files(path, config)
     return path, paths, Source(name, commit, hash_files(path, paths))
@@ -66,7 +67,8 @@ def find_source(config: DataConfig) -> tuple[Path, str, str | None]:
         return path, name_path(path), None
     if config.source.endswith(SUFFIXES) or config.source.startswith((".", "/", "~")):
         raise DataError(
-            f"{config.source}: no such file or folder. Relative paths start at the working directory ({Path.cwd()}).",
+            f"{config.source}: no such file or folder. "
+            f"Relative paths start at the working directory ({Path.cwd()}).",
             key="data.source",
         )
     folder, commit = download_data_set(config)
@@ -74,7 +76,7 @@ def find_source(config: DataConfig) -> tuple[Path, str, str | None]:
 
 
 def hash_files(path: Path, paths: Sequence[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file, by its name in the folder `path`, or by its own where `path` is the file."""
+    """Return the SHA-256 of each file, by its name in the folder `path`, or by its own."""
     root = path.resolve()  # as `datasets` names what it finds in a folder behind a link
     return {str(p.relative_to(root)) if path.is_dir() else p.name: hash_file(p) for p in paths}
 
@@ -82,8 +84,8 @@ def hash_files(path: Path, paths: Sequence[Path]) -> dict[str, str]:
 def download_data_set(config: DataConfig) -> tuple[Path, str]:
     """Download a Hub data set at one commit; return the folder and that commit's full hash.
 
-    The whole snapshot is taken first, and `datasets` reads the folder: the same code as for local files, one commit
-    for all files, and the cache serves it again without network.
+    The whole snapshot is taken first, and `datasets` reads the folder: the same code as for local files, one
+    commit for all files, and the cache serves it again without network.
     """
     from huggingface_hub import snapshot_download
 
@@ -107,7 +109,7 @@ def load_files(path: Path, paths: Sequence[Path], config: DataConfig, source: So
 
 
 def find_columns(paths: Sequence[Path], config: DataConfig) -> tuple[str, ...]:
-    """Return the names of the toxic column and the neutral ones, after looking through the files for faults."""
+    """Return the names of the toxic column and the neutral ones, after checking the files for faults."""
     toxic, neutral = choose_columns(check_files(paths), config, paths[0])
     if paths[0].suffix == ".jsonl":
         check_texts(paths, (toxic, *neutral))
@@ -117,7 +119,7 @@ def find_columns(paths: Sequence[Path], config: DataConfig) -> tuple[str, ...]:
 def stream_rows(
     path: Path, paths: Sequence[Path], columns: Sequence[str]
 ) -> Iterator[list[tuple[str, list[str]]]]:
-    """Yield the cells of these columns, the toxic one first, some thousand rows at a time: no more is held in memory."""
+    """Yield the cells of these columns, the toxic one first, CHUNK rows at a time: no more is in memory."""
     if (
         paths[0].suffix == ".jsonl"
     ):  # in which `datasets` does not take rows whose keys differ, batch by batch
@@ -139,7 +141,8 @@ def stream_tables(
 
     options: dict[str, Any] = {}
     if paths[0].suffix != ".parquet":
-        # Every cell is text: pandas would turn the sentences "null" and "NA" into gaps, and "123" into a number.
+        # Every cell is text: pandas would turn the sentences "null" and "NA" into gaps, and "123" into a
+        # number.
         options = {
             "sep": "\t" if paths[0].suffix == ".tsv" else ",",
             "keep_default_na": False,
@@ -170,7 +173,7 @@ def check_unchanged(path: Path, paths: Sequence[Path], source: Source) -> None:
 
 
 def list_files(folder: Path, config: DataConfig) -> list[Path]:
-    """Return the folder's files that belong to `config.split`, as `datasets` tells splits apart (by name or README)."""
+    """Return the folder's files of `config.split`, as `datasets` tells splits apart (by name or README)."""
     import datasets
 
     if glob.has_magic(str(folder)):
@@ -203,7 +206,7 @@ def list_files(folder: Path, config: DataConfig) -> list[Path]:
 
 
 def check_files(paths: Sequence[Path]) -> list[str]:
-    """Return the files' column names, after looking for faults that `datasets` reports without file and row."""
+    """Return the files' column names; faults that `datasets` reports without file and row are found first."""
     headers = {}
     for path in paths:
         if path.suffix not in SUFFIXES:
@@ -218,7 +221,8 @@ def check_files(paths: Sequence[Path]) -> list[str]:
     for path in paths[1:]:
         if headers[path] != headers[first]:
             raise DataError(
-                f"{path}: its columns ({', '.join(headers[path])}) are not those of {first} ({', '.join(headers[first])}).",
+                f"{path}: its columns ({', '.join(headers[path])}) are not those of {first} "
+                f"({', '.join(headers[first])}).",
                 key="data.source",
             )
     return headers[first]
@@ -262,7 +266,7 @@ def decode_file(path: Path) -> str:
 
 
 def check_delimited(path: Path) -> list[str]:
-    """Return the header of a .tsv or .csv file. A row may leave out empty fields at its end, but not all of them."""
+    """Return the header of a .tsv or .csv file. A row may leave out empty fields at its end, but not all."""
     header: list[str] = []
     rows = 0
     start = 1
@@ -278,7 +282,8 @@ def check_delimited(path: Path) -> list[str]:
                     rows += 1
                     if not 2 <= len(fields) <= len(header):
                         raise DataError(
-                            f"{path}:{start}: this row has {count(len(fields), 'field')}, expected 2 to {len(header)}. "
+                            f"{path}:{start}: this row has {count(len(fields), 'field')}, "
+                            f"expected 2 to {len(header)}. "
                             "A field that holds a tab, a comma, a quote or a line break must be quoted.",
                             key="data.source",
                         )
@@ -312,7 +317,8 @@ def check_json_lines(path: Path) -> list[str]:
     for number, row in read_json_rows(path):
         if not isinstance(row, dict):
             raise DataError(
-                f'{path}:{number}: a {type(row).__name__}, expected an object such as {{"toxic": "…", "neutral1": "…"}}.',
+                f"{path}:{number}: a {type(row).__name__}, expected an object such as "
+                '{"toxic": "…", "neutral1": "…"}.',
                 key="data.source",
             )
         header.update(dict.fromkeys(row))
@@ -365,7 +371,7 @@ def read_parquet_header(path: Path) -> list[str]:
 
 
 def choose_columns(header: Sequence[str], config: DataConfig, path: Path) -> tuple[str, list[str]]:
-    """Return the toxic and the neutral column names: the recipe's, or those of the ParaDetox layout that fits."""
+    """Return the toxic and the neutral column names: the recipe's, or those of a ParaDetox layout."""
     toxic = config.toxic or next((name for name in LAYOUTS if name in header), None)
     if toxic is None:
         raise DataError(

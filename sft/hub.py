@@ -50,11 +50,13 @@ def explain_errors(
 ) -> Iterator[None]:
     """Turn what huggingface_hub raises inside the block into one clear error about `name`.
 
-    `noun` says what was looked for ("model", "data set", "adapter"); `keys` are the recipe's keys of name and revision.
+    `noun` says what was looked for ("model", "data set", "adapter"); `keys` are the recipe's keys of name and
+    revision.
 
     Raises:
         HubFailure: the Hub can't be reached, or is failing, and the cache does not have it.
-        RecipeError: not there, no such revision, not in the cache where HF_HUB_OFFLINE is set, or not delivered.
+        RecipeError: not there, no such revision, not in the cache where HF_HUB_OFFLINE is set, or not
+            delivered.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -71,7 +73,10 @@ def explain_errors(
     except InputError:
         raise
     except LocalEntryNotFoundError:
-        message = f"the Hub could not be reached, and {name} is not in the local cache. Go online once, or name a local {noun}."
+        message = (
+            f"the Hub could not be reached, and {name} is not in the local cache. "
+            f"Go online once, or name a local {noun}."
+        )
         raise (RecipeError if constants.HF_HUB_OFFLINE else HubFailure)(message, name_key) from None
     except (RepositoryNotFoundError, HFValidationError):
         message = f"{name} is neither a local {noun} nor one on the Hub that you can see."

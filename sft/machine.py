@@ -1,6 +1,7 @@
 """What this machine can do: its device, its precision, its processes, and what is installed.
 
-torch and transformers take seconds to import; they are imported where they are used, after arguments are read.
+torch and transformers take seconds to import; they are imported where they are used, after arguments are
+read.
 """
 
 import importlib.util
@@ -55,18 +56,19 @@ def find_machine(recipe: Recipe) -> Machine:
 
 
 def has_bfloat16() -> bool:
-    """Say whether this machine's CPU computes in bfloat16; on another, PyTorch's products are 100 times slower in it."""
+    """Say whether this CPU computes in bfloat16; on another, products are a hundred times slower in it."""
     import torch
 
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def join_processes(use_cpu: bool = False) -> "PartialState":
-    """Return the state of the processes that the launcher started, after joining them, with CPU threads and caches set.
+    """Join the processes that the launcher started, set CPU threads and caches, and return their state.
 
-    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one. Its launcher gives a
-    process one thread, where nothing else is said, and leaves the other cores idle. PyTorch and oneDNN each keep code
-    and buffers for 1,024 shapes: with batches of many lengths a gigabyte, which also slows a training down.
+    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one. Its launcher
+    gives a process one thread, where nothing else is said, and leaves the other cores idle. PyTorch and
+    oneDNN each keep code and buffers for 1,024 shapes: with batches of many lengths a gigabyte, which also
+    slows a training down.
     """
     import torch
     from accelerate import PartialState
@@ -123,7 +125,8 @@ def find_emissions_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
         from codecarbon.input import DataSource
 
         if country not in DataSource().get_global_energy_mix_data():
-            message = f"found {country!r}, which codecarbon has no power grid of. Expected a country's code (ISO 3166)."
+            found = f"found {country!r}, which codecarbon has no power grid of"
+            message = f"{found}. Expected a country's code (ISO 3166)."
             yield RecipeError(message, "publish.emissions_country")
 
 

@@ -1,4 +1,4 @@
-"""The memory that a training will take, told before it starts, from one step of its first layers on fake tensors."""
+"""The memory that a training will take, estimated from one step of its first layers on fake tensors."""
 
 import copy
 import dataclasses
@@ -76,7 +76,8 @@ class Fit:
         cure = (
             f"With {self.change} it would fit." if self.change else "No batch would fit; take a smaller base."
         )
-        found = f"{self.memory.peak / 2**30:.1f} GiB at the peak, by estimate, with {self.available / 2**30:.1f} GiB available"
+        peak, available = self.memory.peak / 2**30, self.available / 2**30
+        found = f"{peak:.1f} GiB at the peak, by estimate, with {available:.1f} GiB available"
         return f"this training may not fit into memory: {found}. {cure}"
 
 
@@ -108,7 +109,7 @@ class Ledger(TorchDispatchMode):
 
 
 class FromBits(torch.autograd.Function):
-    """A product with a quantised weight, which bitsandbytes turns back for the forward and again for the backward pass."""
+    """A product with a quantised weight, which bitsandbytes dequantises in each forward and backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -137,12 +138,13 @@ def estimate_memory(
     parameters: int,
     libraries: int | None,
 ) -> Memory:
-    """Estimate a training's memory on each device, for tokenised training rows and a base of so many `parameters`.
+    """Estimate a training's memory on each device, for tokenised rows and a base of so many `parameters`.
 
     On a CPU, Python and its `libraries` take so many bytes; None stands for a GPU.
 
-    The model's first layer, and its first two, take a step with the longest rows on fake tensors, which have sizes and
-    no contents; the other layers are like the second. Optimizers are taken to be AdamW, and 8-bit weights to cost a byte.
+    The model's first layer, and its first two, take a step with the longest rows on fake tensors, which have
+    sizes and no contents; the other layers are like the second. Optimizers are taken to be AdamW, and 8-bit
+    weights to cost a byte.
     """
     on_gpu = libraries is None
     depth = config.num_hidden_layers
@@ -172,7 +174,7 @@ def trace_step(
     rows: Sequence[Mapping[str, list[int]]],
     on_gpu: bool,
 ) -> dict[str, int]:
-    """Return the bytes of `weights`, of the `adapter` with its states, of all after the `forward` pass, and at the `peak`."""
+    """Return the bytes of `weights`, `adapter` with its states, all after the `forward` pass, and `peak`."""
     from sft.loss import FrozenHeadLogProbs
 
     trl = recipe.trl
@@ -264,7 +266,7 @@ def attend_fused(
 
 
 def count_bytes(numbers: int, trl: Mapping[str, Any]) -> int:
-    """Return the bytes of so many quantised weights: blocks of 64 share a scale, of a byte where scales are quantised too."""
+    """Return the bytes of so many quantised weights: 64 share a scale, of a byte if quantised."""
     if trl["load_in_8bit"]:
         return numbers
     return int(numbers * (0.5 + (1 + 4 / 256 if trl["use_bnb_nested_quant"] else 4) / 64))
@@ -285,11 +287,11 @@ def fill(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-# -------------------------------------------------------------------------------------------------- what would fit
+# ------------------------------------------------------------------------------------------- what would fit
 
 
 def find_available(on_gpu: bool) -> int:
-    """Return the bytes that a training can have: what is free of the GPU; of the RAM a share of it, and what it has."""
+    """Return the bytes that a training can have: free ones of the GPU; its share of the RAM, and its own."""
     if on_gpu:
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
@@ -308,13 +310,13 @@ def fits(memory: Memory, available: int) -> bool:
 
 
 def split_batch(recipe: Recipe, size: int) -> Recipe:
-    """Return the recipe with batches of `size` on each device, and as many of them a step as give the recipe's own batch."""
+    """Return the recipe with batches of `size` on each device, and as many a step as give its own batch."""
     whole = recipe.trl["per_device_train_batch_size"] * recipe.trl["gradient_accumulation_steps"]
     return recipe.change(per_device_train_batch_size=size, gradient_accumulation_steps=whole // size)
 
 
 def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> Recipe:
-    """Return the recipe with the largest batch a device that fits and divides the recipe's own; the step stays the same.
+    """Return the recipe with the largest batch a device that fits and divides its own; the step stays.
 
     Where none fits it has batches of one.
     """
@@ -326,7 +328,7 @@ def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: 
 
 
 def find_change(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> str | None:
-    """Return which change of the recipe would fit, as overrides, or None; what a step learns from stays the same."""
+    """Return which change would fit, as overrides, or None; what a step learns from stays the same."""
     trl = recipe.trl
     dtype = "bfloat16" if trl["dtype"] == "auto" else trl["dtype"]  # 4-bit weights need a compute type
     in_4bit = recipe.change(load_in_4bit=True, load_in_8bit=False, dtype=dtype)
@@ -347,10 +349,10 @@ def settle_memory(
     machine: Machine,
     auto_batch: bool,
 ) -> tuple[Recipe, Fit | None]:
-    """Return the recipe with what it leaves to the memory that there is, and how it fits; see `estimate_memory`.
+    """Return the recipe with what it leaves to the available memory, and how it fits; see `estimate_memory`.
 
-    That is activation checkpointing, where the recipe does not say: it is for what would not fit without, as it costs
-    a second forward pass, and for what can't be estimated. With `auto_batch` it is the batch, too.
+    That is activation checkpointing, where the recipe does not say: it is for what would not fit without, as
+    it costs a second forward pass, and for what can't be estimated. With `auto_batch` it is the batch, too.
 
     Raises:
         RecipeError: `auto_batch`, and the model's architecture can't be traced without its weights.

@@ -1,6 +1,7 @@
 """The base model and its adapter: resolve, check, load in 4 bit, save, and load again for generation.
 
-torch and transformers take seconds to import; they are imported where they are used, after arguments are read.
+torch and transformers take seconds to import; they are imported where they are used, after arguments are
+read.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ class Base:
         return {"name": self.name, "revision": self.revision, "weights": self.weights}
 
 
-# ------------------------------------------------------------------------------------------------------ resolving
+# ------------------------------------------------------------------------------------------------ resolving
 
 
 def resolve_base(name: str, revision: str | None = None) -> Base:
@@ -98,7 +99,7 @@ def load_tokenizer(
     return tokenizer
 
 
-# ------------------------------------------------------------------------------------------------------- checking
+# ------------------------------------------------------------------------------------------------- checking
 
 
 def find_model_conflicts(
@@ -109,7 +110,8 @@ def find_model_conflicts(
     if config.model_type == "bloom":
         if trl["padding_free"]:
             yield RecipeError(
-                "BLOOM would attend over the whole batch as one row. Expected false; packing: true wastes as little on padding.",
+                "BLOOM would attend over the whole batch as one row. "
+                "Expected false; packing: true wastes as little on padding.",
                 "padding_free",
             )
         if trl["packing"] and (trl["packing_strategy"] != "bfd" or trl["max_length"] is None):
@@ -133,14 +135,14 @@ def find_model_conflicts(
         )
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield RecipeError(
-            f"pad and EOS are both {tokenizer.eos_token!r}: with EOS masked as padding, a model never learns to stop. "
-            "Name another token of the vocabulary.",
+            f"pad and EOS are both {tokenizer.eos_token!r}: "
+            "with EOS masked as padding, a model never learns to stop. Name another token of the vocabulary.",
             "pad_token",
         )
 
 
 def trains_in_float32(recipe: Recipe) -> bool:
-    """Say whether an adapter on quantised weights is in float32 on a CPU; TRL has it in bfloat16, whatever the rest is in."""
+    """Say whether an adapter on quantised weights is in float32 on a CPU; TRL has it in bfloat16."""
     return recipe.trl["dtype"] == "float32" and recipe.trl["attn_implementation"] != "eager"
 
 
@@ -158,7 +160,7 @@ def build_model_config(recipe: Recipe) -> "ModelConfig":
 
 
 def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = False) -> "SFTConfig":
-    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else; `packed` rows are not packed by TRL.
+    """Return TRL's SFTConfig of a recipe; rows that are `packed` already are not packed by TRL.
 
     Raises:
         RecipeError: TRL or transformers refuse a combination of values.
@@ -174,7 +176,8 @@ def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = 
         "disable_tqdm": True,
         "eval_on_start": values["eval_on_start"] and values["eval_strategy"] != "no",
         "resume_from_checkpoint": None,
-        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the graph.
+        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the
+        # graph.
         "ddp_find_unused_parameters": bool(values["ddp_find_unused_parameters"]),
         # The tokenizer carries these by now.
         "pad_token": None,
@@ -194,7 +197,7 @@ def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = 
 
 
 def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, int]:
-    """Return the trainable and the total number of parameters with LoRA, from shapes alone: no weight is loaded.
+    """Return the number of trainable parameters, and of all with LoRA, from shapes: no weight is loaded.
 
     Raises:
         RecipeError: the LoRA keys do not fit the model.
@@ -237,11 +240,11 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
         raise RecipeError(f"does not fit the model: {first_line(error)}", "lora_target_modules") from None
 
 
-# ----------------------------------------------------------------------------------------------- loading and saving
+# --------------------------------------------------------------------------------------- loading and saving
 
 
 def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
-    """Load the base model as the recipe says: quantised or not, in the recipe's dtype, on this process's device.
+    """Load the base as the recipe says: quantised or not, in its dtype, on this process's device.
 
     Without a GPU, transformers quantises on the CPU, through bitsandbytes as well.
     """
@@ -264,8 +267,9 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         device_map={"": join_processes(recipe.trl["use_cpu"]).device} if quantization else None,
     )
     for module in model.modules():
-        # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation (rounding their
-        # scales to bf16), and its kernel for them has no gradient: the training that follows would break.
+        # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation
+        # (rounding their scales to bf16), and its kernel for them has no gradient: the training that follows
+        # would break.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if quantization and model.device.type == "cpu":
@@ -279,9 +283,10 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
 
 
 def release_file(model: "PreTrainedModel") -> None:
-    """Give back what loading and quantising on a CPU leave in memory: the mapped weights file, and freed buffers.
+    """Release what loading and quantising on a CPU leave in memory: the mapped weights file, and buffers.
 
-    The weights that are not quantised are views of the file, which keep all of it mapped; malloc keeps the buffers.
+    The weights that are not quantised are views of the file, which keep all of it mapped; malloc keeps the
+    buffers.
     """
     import ctypes
 
@@ -293,10 +298,11 @@ def release_file(model: "PreTrainedModel") -> None:
 
 
 def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
-    """Write the adapter's two files, complete or not at all; every process must call it (sharded weights are gathered).
+    """Write the adapter's two files, complete or not at all; every process must call it: shards are gathered.
 
-    peft writes the base's local path and an order of modules that changes from run to run; both are put right, so that
-    the same training gives the same bytes, and a reader finds the base by its Hub id and commit.
+    peft writes the base's local path and an order of modules that changes from run to run; both are put
+    right, so that the same training gives the same bytes, and a reader finds the base by its Hub id and
+    commit.
     """
     temporary = run.root / ".adapter"
     trainer.save_model(str(temporary))
@@ -325,11 +331,12 @@ def load_finetuned(
 ) -> "PreTrainedModel":
     """Load a base for generation, with an adapter, or without one as it was before the training.
 
-    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`, `dtype` and
-    `attn_implementation` (absent from older results.json), as in the recipe. With `merge`, the adapter is merged into a
-    base that is not quantised; on a CPU a quantised one is turned back into float32 for it, so that generation need not
-    dequantise each weight for each token. What is then not quantised is computed, on a CPU that can, in the recipe's
-    bfloat16, as the training was, unless attention is `eager`. Without `merge` the adapter stays beside its base.
+    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`,
+    `dtype` and `attn_implementation` (absent from older results.json), as in the recipe. With `merge`, the
+    adapter is merged into a base that is not quantised; on a CPU a quantised one is turned back into float32
+    for it, so that generation need not dequantise each weight for each token. What is then not quantised is
+    computed, on a CPU that can, in the recipe's bfloat16, as the training was, unless attention is `eager`.
+    Without `merge` the adapter stays beside its base.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

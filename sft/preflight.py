@@ -31,7 +31,8 @@ LORA_KEYS = (
     "load_in_8bit",
     "dtype",
 )  # what counting parameters reads beside lora_…
-# What is settled by the machine: its memory, with --auto_batch the batch too, and whether its CPU has bfloat16.
+# What is settled by the machine: its memory, with --auto_batch the batch too, and whether its CPU has
+# bfloat16.
 SETTLED = (
     "activation_checkpointing",
     "per_device_train_batch_size",
@@ -39,7 +40,10 @@ SETTLED = (
     "bf16",
     "dtype",
 )
-AUTO_BATCH = "the largest batch a device that fits into memory by estimate, with as many a step as give the recipe's batch"
+AUTO_BATCH = (
+    "the largest batch a device that fits into memory by estimate, "
+    "with as many a step as give the recipe's batch"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Preflight:
         return [note for note in (self.precision_note, memory_note, self.fit and self.fit.warn()) if note]
 
     def resolve_values(self) -> dict[str, Any]:
-        """Return the recipe's values with the commits that the Hub's names stand for: the same run tomorrow."""
+        """Return the recipe's values with the commits that the Hub's names stand for now."""
         values = self.recipe.values()
         values["model_revision"] = self.base.revision or values["model_revision"]
         values["data"]["revision"] = self.corpus.source.revision
@@ -123,13 +127,13 @@ class Preflight:
 
 @dataclass
 class Inspection:
-    """A recipe and the faults found in it so far: a step that needs what a faulty one would give is left out."""
+    """A recipe, and the faults found in it so far; a step that needs a faulty one's result is left out."""
 
     recipe: Recipe
     faults: Faults
 
     def attempt(self, step: Callable[[], T], keys: Iterable[str] = ()) -> T | None:
-        """Return a step's result; None where a key that it reads is faulty already, or where it found a fault itself."""
+        """Return a step's result; None where a key that it reads is faulty, or where it finds a fault."""
         if self.faults.keys.isdisjoint(keys):
             try:
                 return step()
@@ -265,10 +269,10 @@ def inspect_rows(
 
 
 def recall_settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
-    """Return the recipe settled as the interrupted run that it goes on from, and what that run's recipe asked for.
+    """Return the recipe settled as the interrupted run that it resumes, and what that run's recipe asked for.
 
-    A value that is neither left open nor what the run's own recipe asked for stays: find_start (sft/train.py) refuses it.
-    None where no run goes on.
+    A value that is neither left open nor what the run's own recipe asked for stays: find_start (sft/train.py)
+    refuses it. None where no run goes on.
     """
     run = Run(recipe.output_dir)
     if (

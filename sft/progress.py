@@ -1,4 +1,4 @@
-"""What a training says: progress on the terminal, a line a logging step in train.jsonl, the emissions of the machine."""
+"""What a training says: progress on the terminal, a line a logging step in train.jsonl, its emissions."""
 
 import json
 import logging
@@ -17,11 +17,12 @@ from sft.storage import read_json_lines
 class ProgressLog(TrainerCallback):
     """Progress on the terminal, and a line a logging step in train.jsonl; on the main process alone.
 
-    A line holds `step`, `epoch`, `seconds` since the start, `train_seconds` spent in training steps (without validation,
-    checkpoints and start-up), `samples_per_second` over these, and TRL's own figures: `loss` (nats a scored token),
-    `learning_rate`, `grad_norm`, …, or `eval_loss`. With a tracker (see `start_tracker`) there is `kg_co2eq`, too,
-    what codecarbon estimates that this machine has emitted for it. All of them count on after an interruption, without what
-    was lost in it, and done again. The last line sums up.
+    A line holds `step`, `epoch`, `seconds` since the start, `train_seconds` spent in training steps (without
+    validation, checkpoints and start-up), `samples_per_second` over these, and TRL's own figures: `loss`
+    (nats a scored token), `learning_rate`, `grad_norm`, …, or `eval_loss`. With a tracker (see
+    `start_tracker`) there is `kg_co2eq`, too, what codecarbon estimates that this machine has emitted for it.
+    All of them count on after an interruption, without what was lost in it, and done again. The last line
+    sums up.
     """
 
     def __init__(self, run: Run, samples_per_row: float, console: Console, tracker: Any) -> None:
@@ -76,7 +77,8 @@ class ProgressLog(TrainerCallback):
             return
         line = self.start_line(args, state)
         if "loss" in logs:
-            text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {line['samples_per_second']:.1f} samples/s"
+            speed = f"{line['samples_per_second']:.1f} samples/s"
+            text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {speed}"
             self.progress.update(self.task, description=text)
         else:
             text = f"validation loss {logs['eval_loss']:.4f}"
@@ -127,7 +129,7 @@ class ProgressLog(TrainerCallback):
 
 
 def start_tracker(country: str) -> Any:
-    """Return codecarbon's running tracker of this machine's emissions, with the power grid of a country; it asks no network.
+    """Return codecarbon's running tracker of emissions, with a country's power grid; it needs no network.
 
     Raises:
         RunError: it does not run here.
@@ -135,7 +137,8 @@ def start_tracker(country: str) -> Any:
     from codecarbon import OfflineEmissionsTracker
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
-    # What is named here can't be set otherwise by codecarbon's own files and variables: they would send, or ask for, figures.
+    # What is named here can't be set otherwise by codecarbon's own files and variables: they would send, or
+    # ask for, figures.
     tracker = OfflineEmissionsTracker(
         country_iso_code=country,
         region=None,

@@ -1,4 +1,4 @@
-"""Reading a recipe: a YAML file and command-line overrides -> one frozen, typed object, or all its faults at once."""
+"""Reading a recipe: YAML and command-line overrides -> one typed object, or all its faults at once."""
 
 import argparse
 import dataclasses
@@ -56,7 +56,8 @@ def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recip
     if "data.source" in changed and "data.targets" in nodes and "data.targets" not in changed:
         place, _ = nodes.pop("data.targets")
         tell_once(
-            f"{place}: data.targets left out: they are for the recipe's own data, and --data.source names other data"
+            f"{place}: data.targets left out: they are for the recipe's own data, "
+            "and --data.source names other data"
         )
     nodes |= changed
     values = {key: spec["default"] for key, spec in known_keys().items()}
@@ -142,7 +143,7 @@ def walk_mapping(
 
 
 def read_overrides(words: Sequence[str], faults: Faults) -> list[tuple[str, str, yaml.Node]]:
-    """Return (key, flag, node) for command-line words: `--key value`, `--key=value`, `--key a b` (a list), `--key`."""
+    """Return (key, flag, node) for the words `--key value`, `--key=value`, `--key a b` (a list), `--key`."""
     found: list[tuple[str, str, yaml.Node]] = []
     index = 0
     while index < len(words):
@@ -226,7 +227,7 @@ def describe_expected(kinds: Sequence[str], choices: Sequence[str] | None) -> st
 
 
 def convert_node(node: yaml.Node, kind: str, kinds: Sequence[str]) -> Any:
-    """Return the value of a node of this kind as one of the `kinds` that its key takes, or None where it is none.
+    """Return a node's value as one of the `kinds` that its key takes, or None where it is none of them.
 
     Raises:
         RecipeError: a list or a mapping that can't be read.
@@ -257,7 +258,7 @@ def construct_collection(node: yaml.Node, kind: str) -> Any:
 
 
 def read_number(text: str, kinds: Sequence[str]) -> int | float | None:
-    """Return a number, or None where it is not one of these kinds. YAML takes `2e-4` for text, users do not."""
+    """Return a number, or None where it is of none of these kinds. YAML takes `2e-4` for text."""
     try:
         number = float(text.replace("_", ""))
     except ValueError:
@@ -305,7 +306,7 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 def export_trl(recipe: Recipe) -> str:
-    """Return the recipe's TRL part as YAML: what `trl sft --config` takes, together with a data set of its own."""
+    """Return the recipe's TRL part as YAML: what `trl sft --config` takes, with a data set of its own."""
     values = {key: recipe.trl[key] for key in recipe.trl if key in recipe.given and key != "output_dir"}
     return dump_yaml({"output_dir": str(recipe.output_dir)} | values)
 

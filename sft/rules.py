@@ -7,13 +7,15 @@ from typing import Any
 from sft.schema import BASELINES, PROTOCOLS, Recipe, RecipeError
 
 POSITIVE = {
-    "lora_r", "lora_alpha", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "eval_steps", "save_steps",
-    "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps", "adam_epsilon", "save_total_limit",
+    "lora_r", "lora_alpha", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "eval_steps",
+    "save_steps", "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps",
+    "adam_epsilon", "save_total_limit",
     "eval.batch_size", "eval.num_beams", "eval.max_new_tokens",
 }  # fmt: skip
 NOT_NEGATIVE = {
-    "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "seed", "data_seed", "dataloader_num_workers",
-    "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts", "eval.samples",
+    "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "seed", "data_seed",
+    "dataloader_num_workers", "neftune_noise_alpha", "data.seed", "data.swaps", "data.inserts",
+    "eval.samples",
 }  # fmt: skip
 BELOW_ONE = {
     "lora_dropout",
@@ -42,7 +44,7 @@ def check_range(key: str, value: Any) -> None:
 
 
 def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
-    """Yield the faults that need two keys to see, or a look at what is there; none needs the network or torch."""
+    """Yield the faults that need two keys, or a look at what is there; none needs the network or torch."""
     yield from find_missing(recipe)
     yield from find_adapter_conflicts(recipe)
     yield from find_precision_conflicts(recipe)

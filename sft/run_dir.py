@@ -20,7 +20,7 @@ from sft.storage import read_json, read_json_lines
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, opened: its paths, see the file tree in the README, and what it holds, read once and kept.
+    """A run directory, opened: its paths, and what it holds, read once and kept.
 
     A training, which still changes its manifest, environment and log, reads these from their paths.
     """
@@ -70,7 +70,8 @@ class Run:
             ]
             if hash_examples(splits[split]) != self.manifest["splits"][split]["sha256"]:
                 raise Refusal(
-                    f"{path}: not the {split} split that the run was made with: its hash is not the manifest's."
+                    f"{path}: not the {split} split that the run was made with: "
+                    "its hash is not the manifest's."
                 )
         return splits
 
@@ -130,7 +131,8 @@ class Run:
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint that was written to its end, or None.
 
-        The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half of one.
+        The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half
+        of one.
         """
         found = []
         with contextlib.suppress(
@@ -145,7 +147,8 @@ class Run:
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
-        # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be repeated.
+        # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be
+        # repeated.
         for name in (
             "adapter",
             ".adapter",
@@ -187,7 +190,9 @@ def open_run(root: str | Path) -> Run:
 
 @contextlib.contextmanager
 def hold_run(run: Run) -> Iterator[None]:
-    """Keep the run directory to this training while the block runs; a kill gives it back. The main process holds it.
+    """Lock the run directory for this training while the block runs; a kill unlocks it.
+
+    The main process holds the lock.
 
     Raises:
         RunError: another process trains in it.

@@ -91,11 +91,13 @@ class EvalConfig:
     batch_size: int = describe("sentences generated at a time on each process", 64)
     num_beams: int = describe("beams; 1 is greedy", 1)
     merge_adapter: bool = describe(
-        "for generation, merge the adapter into the base: on a CPU, or where the base is not in 4 or 8 bit; faster",
+        "for generation, merge the adapter into the base: on a CPU, or where the base is not in 4 or 8 bit; "
+        "faster",
         True,
     )
     prefix_caching: bool = describe(
-        "in generation, compute what all prompts begin with once, and a prompt once for all its beams; faster",
+        "in generation, compute what all prompts begin with once, and a prompt once for all its beams; "
+        "faster",
         True,
     )
     max_new_tokens: int | None = describe(
@@ -126,7 +128,8 @@ class PublishConfig:
     )
     data_license: str | None = describe("licence of the training data", None)
     emissions_country: str | None = describe(
-        "country of the power grid, as three letters (ISO 3166), such as FRA: then codecarbon estimates what the training emits "
+        "country of the power grid, as three letters (ISO 3166), such as FRA: "
+        "then codecarbon estimates what the training emits "
         "(pip install -e '.[emissions]')",
         None,
     )
@@ -139,8 +142,8 @@ SECTIONS: dict[str, type] = {"data": DataConfig, "eval": EvalConfig, "publish": 
 class Recipe:
     """A checked recipe.
 
-    `trl` holds a value for each key of TRL's ModelConfig and SFTConfig that is not refused; `given` names the keys
-    that the file or an override set; `places` says where ("recipes/tiny.yaml:3" or "--lora_r").
+    `trl` holds a value for each key of TRL's ModelConfig and SFTConfig that is not refused; `given` names the
+    keys that the file or an override set; `places` says where ("recipes/tiny.yaml:3" or "--lora_r").
     """
 
     name: str

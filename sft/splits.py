@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from sft.data import Example, normalise
 
 SPLITS = ("train", "validation", "test")
-# Sentences that differ by a single word count as near-duplicates from this many shared words on. Below it, short
-# insults ("what a jerk", "what a fool") would all be one group.
+# Sentences that differ by a single word count as near-duplicates from this many shared words on. Below it,
+# short insults ("what a jerk", "what a fool") would all be one group.
 NEAR_DUPLICATE_WORDS = 6
 SPLIT_RULE = (
     "by source sentence: blake2b(seed, words of the group's first sentence) as a fraction in [0, 1): "
@@ -41,7 +41,8 @@ def hash_fraction(key: str, seed: int) -> float:
 def group_sources(examples: Sequence[Example]) -> list[int]:
     """Return, for each example, the index of the first example of its group.
 
-    The first in file order stands for the group, so that appended rows move a row only where they link two groups.
+    The first in file order stands for the group, so that appended rows move a row only where they link two
+    groups.
     """
     parent = list(range(len(examples)))
 
@@ -68,8 +69,8 @@ def group_sources(examples: Sequence[Example]) -> list[int]:
 def link_keys(text: str) -> Iterator[str]:
     """Yield the keys of which two linked sources share one: the words, and the words with one left out.
 
-    Two sentences that differ by a word replaced, added or dropped share such a key (the deletion neighbourhood of
-    Bocek et al. 2007, over words).
+    Two sentences that differ by a word replaced, added or dropped share such a key (the deletion
+    neighbourhood of Bocek et al. 2007, over words).
     """
     words = normalise(text).split()
     yield " ".join(words)
@@ -79,7 +80,7 @@ def link_keys(text: str) -> Iterator[str]:
 
 
 class Links:
-    """Says whether a sentence is linked with one of these examples, as `sft.splits.group_sources` links them."""
+    """Says whether a sentence is linked with one of these examples, as `group_sources` links them."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.sources = {key for example in examples for key in link_keys(example.toxic)}

@@ -1,4 +1,4 @@
-"""Files of this project and of its users: found, named for others, written whole or not at all, read, hashed."""
+"""Files: found, named for others, written whole or not at all, read, hashed."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def find_path(name: str) -> Path | None:
-    """Return the file or folder of this name, from the working directory or else from the project's root, or None."""
+    """Return the file or folder of this name, from the working directory or the project's root, or None."""
     for path in (Path(name).expanduser(), PROJECT / name):
         if path.exists():
             return path
@@ -23,7 +23,7 @@ def find_path(name: str) -> Path | None:
 
 
 def name_path(path: Path) -> str:
-    """Return the name that a local file or folder is published under: its path in the project, else its name alone.
+    """Return the name that a local path is published under: its path in the project, else its name alone.
 
     An absolute path says nothing to another reader, and holds a user's name.
     """
@@ -33,7 +33,7 @@ def name_path(path: Path) -> str:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place, whole and on disk, when the block ends well."""
+    """Yield a temporary path beside `path` that replaces it, whole and on disk, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Corpora that do not fit in memory: one pass chooses the held-out sentences, and training reads the rows as they come.
+"""Corpora that do not fit in memory: one pass chooses the held-out sentences; training reads the rows.
 
-What is held does not grow with the corpus: HELD_OUT sentences for validation and as many for test, and SAMPLE training
-sentences, which the word list, the toxicity classifier and the estimate of memory go by.
+What is held does not grow with the corpus: HELD_OUT sentences for validation and as many for test, and SAMPLE
+training sentences, which the word list, the toxicity classifier and the estimate of memory go by.
 """
 
 import itertools
@@ -23,16 +23,18 @@ HELD_OUT = 2_000
 SAMPLE = 10_000
 WINDOW = 8_192  # training rows that are shuffled with one another
 STREAM_RULE = (
-    "streamed: blake2b(seed, words of the source sentence) as a fraction in [0, 1): below `test` it is test, below "
-    f"`test + validation` validation, of each the {HELD_OUT:,} sentences with the smallest fractions. Of the rest, a "
-    "sentence trains unless it is linked with one held out: the same words, one word of difference in sentences of more "
-    "than six, or one a rewrite of the other. So with validation sentences that are linked with a test sentence. The "
-    f"training split that is kept is a sample of {SAMPLE:,} sentences."
+    "streamed: blake2b(seed, words of the source sentence) as a fraction in [0, 1): "
+    "below `test` it is test, below `test + validation` validation, "
+    f"of each the {HELD_OUT:,} sentences with the smallest fractions. "
+    "Of the rest, a sentence trains unless it is linked with one held out: the same words, "
+    "one word of difference in sentences of more than six, or one a rewrite of the other. "
+    "So with validation sentences that are linked with a test sentence. "
+    f"The training split that is kept is a sample of {SAMPLE:,} sentences."
 )
 
 
 class Smallest:
-    """The sentences with the smallest fractions among those offered; rows of the same words are one sentence."""
+    """The sentences with the smallest fractions of those offered; rows of the same words are one sentence."""
 
     def __init__(self, size: int) -> None:
         self.size, self.limit = size, 1.0
@@ -64,8 +66,8 @@ class Smallest:
 def read_splits(config: DataConfig) -> tuple[Corpus, dict[str, list[Example]]]:
     """Read the data set that a recipe names, whole or streamed, and split it.
 
-    Of a streamed one the corpus holds what is kept of it, and its counts are of all rows; there a sentence that comes
-    again far behind is counted, and trained on, again.
+    Of a streamed one the corpus holds what is kept of it, and its counts are of all rows; there a sentence
+    that comes again far behind is counted, and trained on, again.
 
     Raises:
         DataError: see `sft.data.read_corpus`.
@@ -121,7 +123,7 @@ def stream_training_rows(
     tokenizer: "PreTrainedTokenizerBase",
     settings: RowSettings,
 ) -> Iterator[dict[str, list[int]]]:
-    """Yield the rows of `sft.data.tokenise_pairs` without end, epoch after epoch, shuffled within WINDOW rows.
+    """Yield the rows of `tokenise_pairs` without end, epoch after epoch, shuffled within WINDOW rows.
 
     Raises:
         DataError: the files are no longer those of `corpus`.

@@ -1,9 +1,9 @@
-"""Targets: a teacher's rewrites of training sentences, which a student learns in place of people's, or beside them.
+"""Targets: a teacher's rewrites of training sentences, learnt in place of people's, or beside them.
 
-This is sequence-level knowledge distillation (Kim and Rush 2016, https://aclanthology.org/D16-1139). A targets file is JSON
-lines, made by eval/distil.py: a header that says who has taught, how, and for which split; then a line a sentence, with its
-`id` (see sft.data.Example) and its `target`. The header's `sha256` is that of all the rest: a file that was cut off or
-changed is refused.
+This is sequence-level knowledge distillation (Kim and Rush 2016, https://aclanthology.org/D16-1139). A
+targets file is JSON lines, made by eval/distil.py: a header that says who has taught, how, and for which
+split; then a line a sentence, with its `id` (see sft.data.Example) and its `target`. The header's `sha256` is
+that of all the rest: a file that was cut off or changed is refused.
 """
 
 import hashlib
@@ -72,8 +72,9 @@ def read_targets(name: str, splits: Mapping[str, Sequence[Example]]) -> Targets:
     """Read a targets file, and hold it against the splits of the run that learns from it.
 
     Raises:
-        DataError: no such file; half written, or changed; a target that is not one line of text; a sentence that is not of
-            this training split; or made for other validation and test sentences, which its teacher may have seen.
+        DataError: no such file; half written, or changed; a target that is not one line of text; a sentence
+            that is not of this training split; or made for other validation and test sentences, which its
+            teacher may have seen.
     """
     path = find_path(name)
     if path is None or not path.is_file():
@@ -101,7 +102,8 @@ def read_targets(name: str, splits: Mapping[str, Sequence[Example]]) -> Targets:
         row = parse_line(path, number, line)
         identity, target = row.get("id"), row.get("target")
         if not isinstance(identity, str) or not is_line(target):
-            message = f"{path}:{number}: found {line[:80]!r}, expected an `id` and, as `target`, one line of clean text."
+            expected = "an `id` and, as `target`, one line of clean text"
+            message = f"{path}:{number}: found {line[:80]!r}, expected {expected}."
             raise DataError(message, key=KEY)
         if identity in texts:
             raise DataError(f"{path}:{number}: the sentence {identity!r} has a target already.", key=KEY)
@@ -130,14 +132,17 @@ def parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def is_line(text: Any) -> bool:
-    """Say whether a value is a line of text as `clean_text` leaves it, without control characters and half surrogate pairs."""
+    """Say whether a value is a line of text as `clean_text` leaves it, without control characters.
+
+    Halves of surrogate pairs are none.
+    """
     if not isinstance(text, str) or not text or clean_text(text) != text:
         return False
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def fits_header(header: Mapping[str, Any]) -> bool:
-    """Say whether a header has all that is read of it, in its type: it comes from elsewhere, and is shown on cards."""
+    """Say whether a header has all that is read of it, in its type: it comes from elsewhere."""
     try:
         teacher, splits = header["teacher"], header["splits"]
         adapter, base = teacher["adapter"], teacher["base"]
@@ -167,21 +172,22 @@ def fits_header(header: Mapping[str, Any]) -> bool:
 def check_sentences(
     path: Path, texts: Mapping[str, str], header: Mapping[str, Any], splits: Mapping[str, Sequence[Example]]
 ) -> None:
-    """Raise where a target is not for a training sentence, or where the teacher was held against other held-out sentences."""
+    """Raise where a target is for no training sentence, or its teacher's held-out sentences were others."""
     places = {example.id: split for split in SPLITS for example in splits[split]}
     for number, identity in enumerate(texts, start=2):
         place = places.get(identity)
         if place is None:
             missing = sum(identity not in places for identity in texts)
             raise DataError(
-                f"{path}:{number}: {count(missing, 'target')} of {len(texts):,} for sentences that are not in this data set, "
-                f"here {identity!r}. {MAKE}, a run of this recipe's data; or leave targets out with --data.targets null.",
+                f"{path}:{number}: {count(missing, 'target')} of {len(texts):,} for sentences that are not "
+                f"in this data set, here {identity!r}. {MAKE}, a run of this recipe's data; "
+                "or leave targets out with --data.targets null.",
                 key=KEY,
             )
         if place != "train":
             raise DataError(
-                f"{path}:{number}: the sentence {identity!r} stands in this run's {place} split: its target would leak. {MAKE}, "
-                "a run with this recipe's data, data.seed and shares.",
+                f"{path}:{number}: the sentence {identity!r} stands in this run's {place} split: "
+                f"its target would leak. {MAKE}, a run with this recipe's data, data.seed and shares.",
                 key=KEY,
             )
     other = [
@@ -189,7 +195,8 @@ def check_sentences(
     ]
     if other:
         raise DataError(
-            f"{path}: made for another {' and '.join(other)} split; its teacher may have seen what is held out here. {MAKE}, a "
-            "run with this recipe's data, data.seed and shares; or leave targets out with --data.targets null.",
+            f"{path}: made for another {' and '.join(other)} split; its teacher may have seen what is held "
+            f"out here. {MAKE}, a run with this recipe's data, data.seed and shares; "
+            "or leave targets out with --data.targets null.",
             key=KEY,
         )

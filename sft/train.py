@@ -51,15 +51,15 @@ PACKAGES = (
 )
 
 
-# ----------------------------------------------------------------------------------------------- opening and closing
+# -------------------------------------------------------------------------------------- opening and closing
 
 
 def find_start(run: Run, preflight: Preflight, overwrite: bool) -> Path | None:
     """Return the checkpoint that the run goes on from, or None to start at step 0. Writes nothing.
 
     Raises:
-        RunError: the folder holds something else, a finished run, an interrupted run that was not asked to go on, or one
-            of another recipe, base, prompt, data or number of processes.
+        RunError: the folder holds something else, a finished run, an interrupted run that was not asked to go
+            on, or one of another recipe, base, prompt, data or number of processes.
     """
     root = run.root
     if root.exists() and not root.is_dir():
@@ -70,15 +70,16 @@ def find_start(run: Run, preflight: Preflight, overwrite: bool) -> Path | None:
         return None
     if run.is_finished():
         raise RunError(
-            f"{root}: a finished run is here. --overwrite replaces it, --output_dir FOLDER puts the new one elsewhere."
+            f"{root}: a finished run is here. "
+            "--overwrite replaces it, --output_dir FOLDER puts the new one elsewhere."
         )
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
         return None
     if not preflight.recipe.trl["resume_from_checkpoint"]:
         raise RunError(
-            f"{root}: an interrupted run is here, with {checkpoint.name}. --resume_from_checkpoint true goes on from it, "
-            "--overwrite starts again."
+            f"{root}: an interrupted run is here, with {checkpoint.name}. "
+            "--resume_from_checkpoint true goes on from it, --overwrite starts again."
         )
     before, now = run.recipe.values(), preflight.resolve_values()
     changed = [key for key in now if key != "resume_from_checkpoint" and before[key] != now[key]]
@@ -90,7 +91,8 @@ def find_start(run: Run, preflight: Preflight, overwrite: bool) -> Path | None:
     changed += ["number of processes"] if environment["processes"] != processes else []
     if changed:
         raise RunError(
-            f"{root}: the interrupted run began with another {', '.join(changed)} (see {run.recipe_path} and {run.environment_path}). "
+            f"{root}: the interrupted run began with another {', '.join(changed)} "
+            f"(see {run.recipe_path} and {run.environment_path}). "
             "Go on with what it began with, or start again with --overwrite."
         )
     return checkpoint
@@ -136,7 +138,7 @@ def trim_log(run: Run, step: int) -> None:
 
 
 def describe_environment(preflight: Preflight, checkpoint: Path | None, processes: int) -> dict[str, Any]:
-    """Return versions, hardware, git commit, seeds, base, command, and what the recipe asked for of what was settled."""
+    """Return versions, hardware, commit, seeds, base, command, and what the recipe asked for of SETTLED."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed_from": checkpoint.name if checkpoint else None,
@@ -206,7 +208,7 @@ def record_training(trainer: SFTTrainer, run: Run, machine: Machine) -> None:
     plot_loss(log, run.plots / "loss.png")
 
 
-# --------------------------------------------------------------------------------------------------------- trainer
+# -------------------------------------------------------------------------------------------------- trainer
 
 
 class LengthSampler(Sampler[int]):
@@ -262,7 +264,7 @@ def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> Dataset:
 
 
 def stream_rows(preflight: Preflight, config: SFTConfig) -> IterableDataset:
-    """Return the training rows of a streamed corpus, for a trainer whose processes each take their part of a batch."""
+    """Return the training rows of a streamed corpus; each process takes its part of a batch."""
     # Else the main process would deal out batches of one width.
     config.accelerator_config.dispatch_batches = False
     batch_size = config.train_batch_size * config.gradient_accumulation_steps

@@ -1,7 +1,7 @@
-"""The keys of a recipe: those of TRL's ModelConfig and SFTConfig that are taken, renamed or refused, and those of our sections.
+"""The keys of a recipe: TRL's, taken, renamed or refused, and those of our sections.
 
-TRL's names, types, defaults and choices are in trl_keys.json (`python -m sft.recipe keys` makes it from the installed TRL, a
-test compares the two), so that a recipe is checked in milliseconds, without importing torch.
+TRL's names, types, defaults and choices are in trl_keys.json (`python -m sft.recipe keys` makes it from the
+installed TRL, a test compares the two), so that a recipe is checked in milliseconds, without importing torch.
 """
 
 import dataclasses
@@ -50,7 +50,9 @@ REFUSED = {
     "dataset_kwargs": _TOKENS,
     "dataset_num_proc": _TOKENS,
     "chat_template_path": "the prompt is plain text (sft/prompt.py), and new tokens break LoRA on BLOOM",
-    "assistant_only_loss": "rows are prompt and answer; the loss on the answer alone is completion_only_loss, the default",
+    "assistant_only_loss": (
+        "rows are prompt and answer; the loss on the answer alone is completion_only_loss, the default"
+    ),
     "eval_packing": "validation rows are never packed",
     "remove_unused_columns": _TOKENS,
     "label_names": _TOKENS,
@@ -82,7 +84,7 @@ KINDS = {
 
 @functools.cache
 def known_keys() -> dict[str, dict[str, Any]]:
-    """Return for each key its kinds of value, default, and choices if it has any; sections' keys are dotted."""
+    """Return for each key its kinds of value, default, and choices if any; sections' keys are dotted."""
     keys = json.loads((Path(__file__).parent / "trl_keys.json").read_text())
     keys = {key: spec for key, spec in keys.items() if key not in REFUSED and key not in RENAMED}
     # The newest whole checkpoint of the run directory, not a path: a run goes on with nothing but its own.
@@ -126,7 +128,7 @@ def refuse_key(key: str) -> str | None:
 
 
 def extract_trl_keys() -> dict[str, dict[str, Any]]:
-    """Return each key of the installed TRL's ModelConfig and SFTConfig with its kinds of value, default and choices."""
+    """Return each key of TRL's ModelConfig and SFTConfig with its kinds of value, default and choices."""
     import enum
 
     from trl import ModelConfig, SFTConfig

@@ -149,10 +149,10 @@ def test_streamed_run_resumes_to_the_same_bytes(mini_arguments: list[str], call_
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, sys\nsys.path.insert(0, os.getcwd())\nfrom transformers import TrainerCallback\nimport sft.train\n"
-        "class Kill(sft.progress.ProgressLog):\n    def on_step_begin(self, args, state, control, **kwargs):\n"
+        "class Kill(sft.train.ProgressLog):\n    def on_step_begin(self, args, state, control, **kwargs):\n"
         "        super().on_step_begin(args, state, control, **kwargs)\n"
         "        if state.global_step == 16:\n            os._exit(9)\n"
-        "sft.progress.ProgressLog = Kill\nfrom sft.run import main\nmain()\n"
+        "sft.train.ProgressLog = Kill\nfrom sft.run import main\nmain()\n"
     )
     assert run_python(script, *arguments, "--output_dir", broken).returncode == 9
     call_main("sft.run", *arguments, "--output_dir", broken, "--resume_from_checkpoint", "true")

@@ -167,7 +167,7 @@ def interrupt(
     def train(*words: str) -> list[str]:
         arguments = [*mini_arguments, "--output_dir", str(tmp_path / "run")]
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("sft.progress.ProgressLog.on_step_end", stop)
+            patch.setattr("sft.train.ProgressLog.on_step_end", stop)
             call_main("sft.run", *arguments, *words)
         assert Run(tmp_path / "run").last_checkpoint()
         return arguments
