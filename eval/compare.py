@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.recipe import InputError, parse_count, run_command
-from sft.run_dir import RunDir, open_run
+from sft.command import InputError, parse_count, run_command
+from sft.run_dir import Run, open_run
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         print_comparison(comparison)
 
 
-def compare_runs(runs: Sequence[RunDir], rows: int) -> dict[str, Any]:
+def compare_runs(runs: Sequence[Run], rows: int) -> dict[str, Any]:
     """Return the runs' `systems`, the `differences` of each two (the first above the second), and `rows` that differ most.
 
     Scores are computed anew from the runs' predictions, toxicity by the classifier of the first run's training split.

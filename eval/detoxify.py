@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 
-from sft.data import clean_text, is_unicode
-from sft.recipe import InputError, run_command
+from sft.command import InputError, run_command
+from sft.data import clean_text
+from sft.files import is_unicode
 
 
 def main() -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.baselines import find_listed
-from eval.rows import check_leaks, read_split
-from sft.data import Example, count
+from eval.rows import check_leaks
+from sft.command import InputError, Refusal, RunError, count, parse_count, run_command
+from sft.data import Example
+from sft.lexicon import find_listed
 from sft.prompt import TEMPLATE
-from sft.recipe import InputError, name_path, parse_count, run_command
-from sft.run_dir import Refusal, RunDir, RunError, open_run, read_json
-from sft.stream import Links
+from sft.run_dir import Run, open_run
+from sft.splits import Links
+from sft.storage import name_path, read_json
 from sft.targets import holds_targets, is_line, write_targets
 
 if TYPE_CHECKING:
@@ -74,13 +75,13 @@ def main() -> None:
     output = arguments.output or run.root / "targets.jsonl"
     check_output(output)
     check_leaks(run)
-    examples = read_split(run, "train")
-    if read_json(run.manifest)["streaming"]:
+    examples = run.splits["train"]
+    if run.manifest["streaming"]:
         raise RunError(f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming.")
 
     from eval.generate import find_adapter, load_rewriter
     from eval.toxicity import fit_toxicity
-    from sft.model import join_processes
+    from sft.machine import join_processes
 
     adapter = find_adapter(arguments.teacher)
     seen = check_teacher(arguments.teacher, adapter, run)
@@ -114,7 +115,7 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path}: {found}. Name another with --output; only an older targets file is replaced.")
 
 
-def check_teacher(name: str, adapter: "Adapter", run: RunDir) -> str:
+def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
     """Return what the teacher has seen of the run's validation and test sentences: nothing, or unknown.
 
     A run shows what it was trained on. A published adapter's results.json names its splits by their hashes: the same ones, or
@@ -123,17 +124,17 @@ def check_teacher(name: str, adapter: "Adapter", run: RunDir) -> str:
     Raises:
         Refusal: it was trained on some of them, or on sentences near to them.
     """
-    splits = {split: part["sha256"] for split, part in read_json(run.manifest)["splits"].items()}
+    splits = {split: part["sha256"] for split, part in run.manifest["splits"].items()}
     if not Path(name).is_dir():
         told = read_json(adapter.folder / "results.json")["data"].get("splits")
         return "nothing held out" if told == splits else "unknown"
     teacher = open_run(name)
-    manifest = read_json(teacher.manifest)
+    manifest = teacher.manifest
     if manifest["streaming"]:
         return "unknown"
-    seen = Links(read_split(teacher, "train"))
+    seen = Links(teacher.splits["train"])
     for split in ("validation", "test"):
-        known = [example.toxic for example in read_split(run, split) if seen.hold(example)]
+        known = [example.toxic for example in run.splits[split] if seen.hold(example)]
         if known:
             raise Refusal(
                 f"{name}: it was trained on {count(len(known), 'sentence')} of the {split} split of {run.root}, or near copies, "
@@ -166,9 +167,9 @@ def choose_targets(
     return rows
 
 
-def describe_targets(name: str, adapter: "Adapter", run: RunDir, seen: str, beams: int, model: "ToxicityModel") -> dict[str, Any]:
+def describe_targets(name: str, adapter: "Adapter", run: Run, seen: str, beams: int, model: "ToxicityModel") -> dict[str, Any]:
     """Return the header: who has taught, how, and which run's sentences."""
-    manifest = read_json(run.manifest)
+    manifest = run.manifest
     called = name_path(Path(name)) if Path(name).is_dir() else f"{name}@{adapter.folder.name}"
     teacher = {
         "name": called,

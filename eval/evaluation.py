@@ -7,11 +7,13 @@ from typing import Any
 
 from eval.protocols import PROTOCOLS, describe_protocols
 from eval.results import GENERATED, SCHEMA, complete_outputs, describe_scores, describe_unrewritten
-from eval.rows import read_split
 from eval.stress import judge_outputs
 from eval.toxicity import ToxicityModel, fit_toxicity
-from sft.data import Example, hash_examples
-from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
+from sft.command import Refusal, RunError
+from sft.data import Example
+from sft.run_dir import Run
+from sft.splits import hash_examples
+from sft.storage import hash_file, read_json, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Evaluation:
     model: ToxicityModel
 
 
-def read_evaluation(run: RunDir) -> Evaluation:
+def read_evaluation(run: Run) -> Evaluation:
     """Return the evaluation of a run's whole test split, held against the run, and its scores against its predictions.
 
     Raises:
@@ -35,25 +37,25 @@ def read_evaluation(run: RunDir) -> Evaluation:
     path = run.eval / "results.json"
     if not path.is_file():
         raise RunError(f"{run.root}: its whole test split is not evaluated yet. Run: {evaluate}")
-    results, manifest = read_json(path), read_json(run.manifest)
+    results, manifest = read_json(path), run.manifest
     if results["schema"] != SCHEMA:
         raise RunError(f"{path}: made by another version of this project. Evaluate again: {evaluate}")
     checks = {
         "another adapter (its SHA-256 differs)": results["adapter"]["sha256"] == hash_file(run.adapter_weights),
-        "another base model": results["base"] == read_json(run.environment)["base"],
+        "another base model": results["base"] == run.environment["base"],
         "another prompt": results["prompt"] == manifest["prompt"],
         "other rows than the run's test split": results["data"]["sha256"] == manifest["splits"]["test"]["sha256"],
     }
     for fault, belongs in checks.items():
         if not belongs:
             raise Refusal(f"{path}: its scores are of {fault}. Evaluate again: {evaluate}")
-    predictions, examples = read_json_lines(run.eval / "predictions.jsonl"), read_split(run, "test")
+    predictions, examples = read_json_lines(run.eval / "predictions.jsonl"), run.splits["test"]
     rows = [[line.get(key) for key in ("id", "toxic", "references")] for line in predictions]
     if rows != [[example.id, example.toxic, list(example.references)] for example in examples]:
         raise Refusal(f"{run.eval / 'predictions.jsonl'}: not the rows of the run's test split. Evaluate again: {evaluate}")
-    model = fit_toxicity(read_split(run, "train"))
+    model = fit_toxicity(run.splits["train"])
     scores, sentences = score_predictions(results, predictions, examples, model)
-    scores["toxicity_accuracy"] = model.measure_accuracy(read_split(run, "validation"))
+    scores["toxicity_accuracy"] = model.measure_accuracy(run.splits["validation"])
     lines = list(zip(predictions, sentences, strict=True))
     if "unrewritten" in results:
         attempts = read_json_lines(run.eval / "unrewritten.jsonl")

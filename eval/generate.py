@@ -13,12 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sft.data import Example, clean_text, count, tokenise_texts
+from sft.command import InputError, RunError, count, tell_once
+from sft.data import Example, clean_text, tokenise_texts
 from sft.hub import HubFailure, explain_errors
-from sft.model import Base, join_processes, load_finetuned, load_tokenizer, resolve_base
+from sft.machine import join_processes
+from sft.model import Base, load_finetuned, load_tokenizer, resolve_base
 from sft.prompt import TEMPLATE, format_prompt
-from sft.recipe import InputError, Recipe, RecipeError, load_recipe, tell_once
-from sft.run_dir import RunDir, RunError, hash_file, open_run, read_json, write_text
+from sft.run_dir import Run, open_run
+from sft.schema import Recipe, RecipeError
+from sft.storage import hash_file, read_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -329,10 +332,10 @@ def find_adapter(name: str) -> Adapter:
     return download_adapter(name)
 
 
-def open_adapter(run: RunDir) -> Adapter:
+def open_adapter(run: Run) -> Adapter:
     """Return a finished run's adapter, after holding the prompt and the base against those of the training."""
-    recipe = load_recipe(run.recipe)
-    manifest, environment = read_json(run.manifest), read_json(run.environment)
+    recipe = run.recipe
+    manifest, environment = run.manifest, run.environment
     if manifest["prompt"] != TEMPLATE:
         raise RunError(
             f"{run.root}: trained with another prompt than sft/prompt.py now has; its answers would mean nothing. "
@@ -436,7 +439,7 @@ def rewrite_texts(
 
 def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
     """Load the model on this process's device; with `tuned` false, its base alone."""
-    from sft.check import quiet_libraries
+    from sft.command import quiet_libraries
 
     quiet_libraries()
     folder, device = adapter.folder if tuned else None, join_processes().device

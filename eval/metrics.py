@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.baselines import find_listed, hash_lexicon
 from sft.data import normalise
+from sft.lexicon import find_listed, hash_lexicon
 
 if TYPE_CHECKING:
     from eval.toxicity import ToxicityModel
@@ -127,7 +127,7 @@ def compute_rouge(predictions: Sequence[str], references: References) -> list[Sc
 
 
 def compute_listed(predictions: Sequence[str], lexicon: Collection[str]) -> Score:
-    """Share of the predictions that hold a word of the lexicon (see `eval.baselines.fit_lexicon`); 0 to 1, less is better."""
+    """Share of the predictions that hold a word of the lexicon (see `sft.lexicon.fit_lexicon`); 0 to 1, less is better."""
     signature = f"listed|words:{len(lexicon)}|sha256:{hash_lexicon(lexicon)[:8]}"
     return score_mean("listed", signature, [float(bool(find_listed(text, lexicon))) for text in predictions])
 

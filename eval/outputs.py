@@ -5,23 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.data import (
-    SUFFIXES,
-    Example,
-    clean_text,
-    count,
-    decode_file,
-    describe_absence,
-    hash_examples,
-    is_unicode,
-    normalise,
-    read_corpus,
-    read_json_rows,
-    read_table,
-)
-from sft.recipe import DataConfig, InputError
-from sft.run_dir import hash_file
-from sft.stream import Links
+from sft.command import InputError, count
+from sft.data import Example, clean_text, normalise, read_corpus
+from sft.files import SUFFIXES, decode_file, describe_absence, is_unicode, read_json_rows, read_table
+from sft.schema import DataConfig
+from sft.splits import Links, hash_examples
+from sft.storage import hash_file
 
 
 def read_predictions(path: Path) -> list[str]:

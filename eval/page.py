@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.baselines import WORD, normalise_word
 from eval.stress import SWEARING
+from sft.lexicon import WORD, normalise_word
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 PLOTS = {

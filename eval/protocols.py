@@ -15,9 +15,9 @@ import numpy as np
 
 from eval.metrics import Score, average_neighbours, compute_chrf, score_mean
 from eval.results import BESIDE, describe_beside_people, take_apart
+from sft.command import InputError
 from sft.data import Example
 from sft.hub import explain_errors
-from sft.recipe import InputError
 
 # Labels, with "-" and "_" as spaces.
 NEUTRAL = ("neutral", "non toxic", "not toxic", "nontoxic", "clean")

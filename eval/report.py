@@ -14,9 +14,11 @@ from eval.page import render_page
 from eval.results import GENERATED, SCHEMA
 from eval.rows import EvalRows
 from eval.stats import LEVEL, Interval
-from sft.data import count
+from sft.command import count
+from sft.plots import draw_figure
 from sft.prompt import TEMPLATE
-from sft.run_dir import RunDir, draw_figure, read_json, read_json_lines, write_json, write_json_lines, write_text
+from sft.run_dir import Run
+from sft.storage import read_json, read_json_lines, write_json, write_json_lines, write_text
 
 # Those of a table; results.json has more.
 LABELS = {
@@ -75,7 +77,7 @@ def describe_results(
 
 
 def write_report(
-    run: RunDir,
+    run: Run,
     rows: EvalRows,
     generated: Mapping[str, Sequence[str]],
     sentences: Sequence[Mapping[str, float]],
@@ -115,7 +117,7 @@ def round_scores(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in scores.items()}
 
 
-def find_plots(run: RunDir, folder: Path) -> Path:
+def find_plots(run: Run, folder: Path) -> Path:
     """Return where an evaluation's plots lie: beside the loss for the test split, which is published, else with it."""
     return run.plots if folder == run.eval else folder / "plots"
 
@@ -260,7 +262,7 @@ def print_scores(results: Mapping[str, Any], title: str) -> None:
         console.print(difference, highlight=False, markup=False)
 
 
-def print_results(run: RunDir, folder: Path) -> None:
+def print_results(run: Run, folder: Path) -> None:
     """Print an evaluation's score table, three samples, and where everything lies."""
     from rich.console import Console
     from rich.table import Table

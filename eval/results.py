@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.baselines import delete_listed, find_listed
 from eval.metrics import Score, compute_scores, score_unreferenced
 from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
 from eval.toxicity import ToxicityModel
 from sft.data import Example
+from sft.lexicon import delete_listed, find_listed
 
 SCHEMA = 5
 GENERATED = ("base", "few_shot")  # beside the adapter

@@ -3,31 +3,22 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data import (
-    SPLITS,
-    Corpus,
-    DataError,
-    Example,
-    check_delimited,
-    clean_text,
-    count,
-    decode_file,
-    describe_absence,
-    find_leaks,
-    hash_examples,
-    open_text,
-    read_corpus,
-)
-from sft.recipe import DataConfig, load_recipe
-from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
-from sft.stream import Links
+from sft.command import Refusal, RunError, count
+from sft.data import Corpus, Example, clean_text, read_corpus
+from sft.files import DataError, check_delimited, decode_file, describe_absence, open_text
+from sft.run_dir import Run
+from sft.schema import DataConfig
+from sft.splits import Links, find_leaks, hash_examples
+from sft.storage import hash_file
 
 UNREWRITTEN_COLUMNS = ("INPUT:toxic_comment", "OUTPUT:reasons")  # of ParaDetox's file, as its annotation tool wrote it
 MOST_UNREWRITTEN = 1_000
+SHOTS = 4
 
 
 @dataclass(frozen=True)
@@ -39,45 +30,32 @@ class EvalRows:
     folder: Path
 
 
-def read_split(run: RunDir, split: str) -> list[Example]:
-    """Return a split of the run, held against the hash in its manifest.
-
-    Raises:
-        Refusal: the file was changed after the run wrote it.
-    """
-    path = run.split(split)
-    examples = [Example(line["toxic"], tuple(line["references"])) for line in read_json_lines(path)]
-    if hash_examples(examples) != read_json(run.manifest)["splits"][split]["sha256"]:
-        raise Refusal(f"{path}: not the {split} split that the run was made with: its hash is not the manifest's.")
-    return examples
-
-
-def check_leaks(run: RunDir) -> None:
+def check_leaks(run: Run) -> None:
     """Hold the splits against one another, whatever the manifest says of them.
 
     Raises:
         Refusal: a sentence stands in two of them.
     """
-    if leaks := find_leaks({split: read_split(run, split) for split in SPLITS}):
+    if leaks := find_leaks(run.splits):
         raise Refusal(
-            f"{run.manifest.parent}: the splits leak: {leaks[0]}, and {len(leaks) - 1} more. "
-            f"Expected those that sft/run.py writes. Train again: accelerate launch sft/run.py {run.recipe} --overwrite"
+            f"{run.manifest_path.parent}: the splits leak: {leaks[0]}, and {len(leaks) - 1} more. "
+            f"Expected those that sft/run.py writes. Train again: accelerate launch sft/run.py {run.recipe_path} --overwrite"
         )
 
 
-def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) -> EvalRows:
+def choose_rows(run: Run, source: str | None, split: str, limit: int | None) -> EvalRows:
     """Return the rows to evaluate: all of a split, or of a file; or the first `limit` of them.
 
     Of a file, sentences that the run trained on or chose its settings by are left out, and those near to them, and counted.
 
     Raises:
-        InputError: see `read_split`, `check_leaks`, `read_source` and `find_seen`; or no rows are left.
+        InputError: see `Run.splits`, `check_leaks`, `read_source` and `find_seen`; or no rows are left.
     """
     check_leaks(run)
-    manifest = read_json(run.manifest)
+    manifest = run.manifest
     description: dict[str, Any]
     if source is None:
-        examples = read_split(run, split)
+        examples = run.splits[split]
         if not examples:
             raise RunError(f"{run.root}: its {split} split is empty.")
         description = {key: manifest[key] for key in ("source", "revision")}
@@ -109,9 +87,14 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
     return EvalRows(examples, description, folder)
 
 
-def read_source(run: RunDir, source: str) -> Corpus:
+def choose_shots(examples: Sequence[Example]) -> list[Example]:
+    """Return the examples that a few-shot prompt begins with: chosen by their id, a hash."""
+    return sorted(examples, key=lambda example: example.id)[:SHOTS]
+
+
+def read_source(run: Run, source: str) -> Corpus:
     """Read a file by the column names of the run's recipe or, where it has not these, by ParaDetox's layouts."""
-    data = load_recipe(run.recipe).data
+    data = run.recipe.data
     try:
         return read_corpus(dataclasses.replace(data, source=source, revision=None))
     except DataError as error:
@@ -120,18 +103,18 @@ def read_source(run: RunDir, source: str) -> Corpus:
         return read_corpus(DataConfig(source=source))
 
 
-def find_seen(run: RunDir, flag: str) -> Links:
+def find_seen(run: Run, flag: str) -> Links:
     """Return the links of all that the run trained on or chose its settings by: they hold what its splits keep together.
 
     Raises:
         RunError: it was trained on a stream, which nobody has kept.
     """
-    if read_json(run.manifest).get("streaming"):
+    if run.manifest.get("streaming"):
         raise RunError(
             f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another file can't be told. "
             f"Without {flag}, the run's own test split is evaluated."
         )
-    return Links([example for name in ("train", "validation") for example in read_split(run, name)])
+    return Links([example for name in ("train", "validation") for example in run.splits[name]])
 
 
 @dataclass(frozen=True)
@@ -142,7 +125,7 @@ class Unrewritten:
     description: dict[str, Any]
 
 
-def choose_unrewritten(run: RunDir, path: Path) -> Unrewritten:
+def choose_unrewritten(run: Run, path: Path) -> Unrewritten:
     """Return the sentences of a file without rewrites, but what `find_seen` holds; of many, those of the smallest hashes.
 
     Raises:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.outputs import print_file_scores, score_files
-from eval.rows import choose_rows, choose_unrewritten, read_split
-from sft.recipe import EvalConfig, load_recipe, parse_count, run_command
+from eval.rows import choose_rows, choose_shots, choose_unrewritten
+from sft.command import parse_count, run_command
 from sft.run_dir import open_run
+from sft.schema import EvalConfig
 
 if TYPE_CHECKING:
     from eval.generate import Adapter
@@ -54,7 +55,7 @@ def main() -> None:
     run = open_run(arguments.run_dir)
     rows = choose_rows(run, arguments.source, arguments.split, arguments.limit)
     unrewritten = choose_unrewritten(run, arguments.unrewritten) if arguments.unrewritten else None
-    train, settings = read_split(run, "train"), load_recipe(run.recipe).eval
+    train, settings = run.splits["train"], run.recipe.eval
 
     from eval.generate import open_adapter, rewrite_texts
     from eval.protocols import describe_protocols, resolve_models, score_protocols
@@ -62,7 +63,7 @@ def main() -> None:
     from eval.results import complete_outputs, describe_scores, describe_unrewritten
     from eval.stress import judge_outputs, list_texts
     from eval.toxicity import fit_toxicity
-    from sft.model import join_processes
+    from sft.machine import join_processes
 
     adapter = open_adapter(run)
     state = join_processes()
@@ -77,7 +78,7 @@ def main() -> None:
         outputs = complete_outputs(generated, texts, model, settings.baselines)
         human = "human" in settings.baselines
         scores, sentences = describe_scores(rows.examples, outputs, model, human)
-        accuracy = model.measure_accuracy(read_split(run, "validation"))
+        accuracy = model.measure_accuracy(run.splits["validation"])
         scores["stress"] = judge_outputs(stressed) if settings.stress else []
         judged = score_protocols(settings.protocols, commits, rows.examples, outputs, human)
         scores["protocols"] = describe_protocols(judged, commits)
@@ -101,7 +102,6 @@ def generate_systems(
     adapter: "Adapter", settings: EvalConfig, train: "Sequence[Example]", texts: Sequence[str], journal: Path
 ) -> tuple[dict[str, list[str]], float]:
     """Return the rewrites of each system that is generated, and the seconds of the adapter's."""
-    from eval.baselines import choose_shots
     from eval.generate import rewrite_texts
 
     generated: dict[str, list[str]] = {}

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.baselines import fit_lexicon, split_words
-from sft.data import Example, hash_examples
+from sft.data import Example
+from sft.lexicon import fit_lexicon, split_words
+from sft.splits import hash_examples
 
 # Word pairs and letters within words, so that "f ck" and "idiotic" are near to what was seen; of the words alone, as case,
 # punctuation and spacing would tell ParaDetox's sides apart without a look at what is said.

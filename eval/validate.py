@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.data import Example, decode_file, describe_absence, normalise, read_corpus
-from sft.recipe import PROJECT, DataConfig, InputError, run_command
+from sft.command import InputError, run_command
+from sft.data import Example, normalise, read_corpus
+from sft.files import decode_file, describe_absence
+from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 TEXTS = ("system", "toxic", "output")
 JUDGEMENTS = ("toxicity_pairwise", "content", "fluency")
@@ -123,7 +126,7 @@ def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) 
     """Return each metric's rank correlations with people, and how many systems it puts below three that cost nothing."""
     import numpy as np
 
-    from eval.baselines import delete_listed, fit_lexicon
+    from sft.lexicon import delete_listed, fit_lexicon
 
     lexicon = frozenset(fit_lexicon(train))
     names, systems = np.unique([row.system for row in judged], return_inverse=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sft.recipe import InputError
+from sft.command import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.baselines import WORD, find_listed, normalise_word
 from eval.report import (
     LABELS,
     SYSTEMS,
@@ -22,9 +21,10 @@ from eval.report import (
     tabulate_unrewritten,
 )
 from eval.results import GENERATED
-from sft.data import clean_text, count
+from sft.command import Refusal, count
+from sft.data import clean_text
+from sft.lexicon import WORD, find_listed, normalise_word
 from sft.prompt import format_prompt
-from sft.run_dir import Refusal
 
 if TYPE_CHECKING:
     import jinja2

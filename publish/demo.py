@@ -13,9 +13,8 @@ from publish.plan import describe_files
 from publish.push import Remote, Target, call_again, check_online, connect, explain_failure, list_errors, plan_push, push
 from publish.run import check_repo_id, describe_push
 from publish.scan import refuse_private
+from sft.command import InputError, Refusal, parse_count, run_command
 from sft.hub import HubFailure, explain_errors
-from sft.recipe import InputError, parse_count, run_command
-from sft.run_dir import Refusal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

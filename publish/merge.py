@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.run_dir import Refusal, RunDir
+from sft.command import Refusal
+from sft.run_dir import Run
 
 # What save_pretrained writes for a model and its tokenizer.
 MERGED = re.compile(
@@ -16,7 +17,7 @@ MERGED = re.compile(
 LARGEST_LOSS = 1.0  # BLEU; rounding to 16 bit, and a base that was quantised, may change a few rewrites
 
 
-def write_merged(run: RunDir, folder: Path, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Write the merged model into `folder`; return how well it agrees: `rows`, `same` rewrites, `bleu` and `bleu_unmerged`.
 
     The base is what the adapter was trained on: the quantised weights, turned back. It is merged in float32 on the CPU,
@@ -31,8 +32,9 @@ def write_merged(run: RunDir, folder: Path, predictions: Sequence[Mapping[str, A
     from eval.generate import Rewriter, open_adapter
     from eval.metrics import compute_bleu
     from sft.bloom import fuse
-    from sft.check import quiet_libraries
-    from sft.model import join_processes, load_finetuned, load_tokenizer
+    from sft.command import quiet_libraries
+    from sft.machine import join_processes
+    from sft.model import load_finetuned, load_tokenizer
 
     quiet_libraries()
     adapter = open_adapter(run)

@@ -12,13 +12,14 @@ from eval.evaluation import read_evaluation
 from eval.generate import find_config_fault
 from publish.card import CardFacts, render_card, write_license, write_samples
 from publish.scan import refuse_private
-from sft.recipe import dump_yaml, load_recipe
-from sft.run_dir import Refusal, RunDir, RunError, read_json
+from sft.command import Refusal, RunError
+from sft.recipe import dump_yaml
+from sft.run_dir import Run
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
 
-def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
+def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
     """Read what the card says, and hold its parts against one another. `repo_id` goes before the recipe's own.
 
     Raises:
@@ -26,7 +27,7 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
         InputError: see `read_evaluation`.
         Refusal: adapter_config.json is not the one that was evaluated.
     """
-    manifest, environment = read_json(run.manifest), read_json(run.environment)
+    manifest, environment = run.manifest, run.environment
     evaluation = read_evaluation(run)
     evaluate = f"Evaluate again: accelerate launch eval/run.py {run.root}"
     if "config_sha256" not in evaluation.results["adapter"]:
@@ -34,8 +35,8 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     if fault := find_config_fault(run.adapter_config, evaluation.results):
         raise Refusal(f"{run.adapter_config}: {fault}. {evaluate}")
     if "training" not in environment:
-        raise RunError(f"{run.environment}: no record of the training in it; the file was changed after the run.")
-    recipe = load_recipe(run.recipe)
+        raise RunError(f"{run.environment_path}: no record of the training in it; the file was changed after the run.")
+    recipe = run.recipe
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
     name = (values["publish"]["repo_id"] or run.root.resolve().name).rpartition("/")[2]
@@ -43,9 +44,9 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     return CardFacts(name, values, environment, manifest, results, predictions, lexicon)
 
 
-def clean_recipe(run: RunDir) -> str:
+def clean_recipe(run: Run) -> str:
     """Return the run's recipe without what is of this machine alone: of absolute paths the last part is left."""
-    values = load_recipe(run.recipe).values()
+    values = run.recipe.values()
     del values["output_dir"]
     values["publish"]["emissions_country"] = None  # of where this machine stands
 
@@ -57,7 +58,7 @@ def clean_recipe(run: RunDir) -> str:
     return dump_yaml(clean(values))
 
 
-def write_publish_folder(run: RunDir, repo_id: str | None = None, merged: bool = False) -> list[Path]:
+def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = False) -> list[Path]:
     """Make the publish folder anew, complete or not at all; return its files. With `merged`, also the merged model.
 
     Raises:
@@ -108,7 +109,7 @@ def describe_files(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     ]
 
 
-def print_plan(run: RunDir, files: Mapping[str, bytes]) -> None:
+def print_plan(run: Run, files: Mapping[str, bytes]) -> None:
     from rich.console import Console
     from rich.table import Table
 

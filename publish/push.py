@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from publish.card import LICENSED, merge_card, tells_of_merged
 from publish.merge import MERGED
+from sft.command import InputError, Refusal
 from sft.hub import HubFailure, find_status, find_transport_error, first_line, is_passing
-from sft.recipe import InputError
-from sft.run_dir import Refusal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

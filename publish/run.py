@@ -10,9 +10,10 @@ from typing import Any
 from eval.report import print_results
 from publish.plan import describe_files, print_plan, write_publish_folder
 from publish.push import TRIES, HubFailure, Target, connect, plan_push, push
+from sft.command import InputError, run_command
 from sft.hub import first_line
-from sft.recipe import InputError, load_recipe, run_command
-from sft.run_dir import open_run, read_json
+from sft.run_dir import open_run
+from sft.storage import read_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     run = open_run(arguments.run_dir)
-    settings = load_recipe(run.recipe).publish
+    settings = run.recipe.publish
     repo_id = arguments.repo_id or settings.repo_id
     if arguments.push and not repo_id:
         raise InputError("no repository is named. Expected --repo_id OWNER/NAME, or publish.repo_id in the recipe.")

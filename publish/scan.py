@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sft.run_dir import Refusal
+from sft.command import Refusal
 
 BEFORE = r"(?<![\w.-])"  # the start of a path: not within a Hub id or a URL
 SECRETS = {

@@ -14,9 +14,10 @@ from typing import Any
 from eval.results import SCHEMA
 from publish.card import BEGIN, END, list_metrics, render_scores, split_card
 from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
+from sft.command import InputError, Refusal, run_command
 from sft.hub import HubFailure, explain_errors, first_line, is_passing
-from sft.recipe import InputError, load_recipe, run_command
-from sft.run_dir import Refusal, hash_file, read_json
+from sft.recipe import load_recipe
+from sft.storage import hash_file, read_json
 
 FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "results.json")
 NEAR = 0.01  # of a score's range: what another machine's rounding may change in a few of its outputs
@@ -161,7 +162,7 @@ def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
     """
     from eval.generate import download_adapter, load_rewriter
     from eval.metrics import compute_scores
-    from sft.data import hash_examples
+    from sft.splits import hash_examples
     from sft.stream import read_splits
 
     results, data = read_json(folder / "results.json"), load_recipe(folder / "recipe.yaml").data

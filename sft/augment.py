@@ -1,4 +1,4 @@
-"""What is trained on: the training split's pairs, or the closest one of each sentence, and further pairs made of them.
+"""What is trained on: the training split's pairs, or the closest of each sentence, and pairs made of them.
 
 The lexicon here is the word list that the delete baseline has too, fitted on the training split alone.
 """
@@ -9,10 +9,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from eval.baselines import WORD, delete_listed, fit_lexicon, normalise_word, split_words
-from sft.cache import recall
-from sft.data import SPLITS, Example, hash_examples, normalise, pack_examples, unpack_examples
-from sft.recipe import DataConfig
+from sft.data import Example, normalise
+from sft.lexicon import WORD, delete_listed, fit_lexicon, normalise_word, split_words
+from sft.schema import DataConfig
 from sft.targets import Targets
 
 STANDS = 0.015  # see find_stand_ins
@@ -23,41 +22,35 @@ def make_training_examples(
 ) -> dict[str, list[Example]]:
     """Return the examples trained on, by where they come from: `split`, `swaps` and `inserts`.
 
-    A sentence with a target has it in place of its rewrites, or beside them where `data.targets_only` is false.
-    None of those made here has a sentence that stands in the other splits, as a source or as a rewrite. With
-    `data.cache`, what was made before is recalled (see sft/cache.py).
+    A sentence with a target has it in place of its rewrites, or beside them where `data.targets_only` is
+    false. None of those made here has a sentence that is in the other splits, as a source or as a rewrite.
     """
     train = list(splits["train"])
     if not (data.closest or data.swaps or data.inserts or targets):
         return {"split": train, "swaps": [], "inserts": []}
-
-    def make() -> dict[str, list[list[str]]]:
-        lexicon = fit_lexicon(train)
-        texts = targets.texts if targets else {}
-        chosen = [
-            choose_closest(example, lexicon) if data.closest and not (data.targets_only and example.id in texts) else example
-            for example in train
-        ]
-        chosen = [add_target(example, texts.get(example.id), data.targets_only) for example in chosen]
-        held_out = {
-            normalise(text)
-            for split in ("validation", "test")
-            for example in splits[split]
-            for text in (example.toxic, *example.references)
-        }
-        made = {"split": chosen}
-        for name, pairs in (
-            ("swaps", swap_words(chosen, lexicon, data.swaps, data.seed)),
-            ("inserts", insert_words(chosen, lexicon, find_stand_ins(train, lexicon), data.inserts, data.seed)),
-        ):
-            made[name] = [pair for pair in pairs if normalise(pair.toxic) not in held_out]
-        return {name: pack_examples(examples) for name, examples in made.items()}
-
-    hashes = [hash_examples(splits[split]) for split in SPLITS]
-    learnt = [targets.sha256, data.targets_only] if targets else None
-    key = ["training examples", hashes, data.closest, data.swaps, data.inserts, data.seed, learnt]
-    value = recall(key, make, data.cache)
-    return {name: unpack_examples(rows) for name, rows in value.items()}
+    lexicon = fit_lexicon(train)
+    texts = targets.texts if targets else {}
+    chosen = [
+        choose_closest(example, lexicon)
+        if data.closest and not (data.targets_only and example.id in texts)
+        else example
+        for example in train
+    ]
+    chosen = [add_target(example, texts.get(example.id), data.targets_only) for example in chosen]
+    held_out = {
+        normalise(text)
+        for split in ("validation", "test")
+        for example in splits[split]
+        for text in (example.toxic, *example.references)
+    }
+    made = {
+        "swaps": swap_words(chosen, lexicon, data.swaps, data.seed),
+        "inserts": insert_words(chosen, lexicon, find_stand_ins(train, lexicon), data.inserts, data.seed),
+    }
+    return {"split": chosen} | {
+        name: [pair for pair in pairs if normalise(pair.toxic) not in held_out]
+        for name, pairs in made.items()
+    }
 
 
 def add_target(example: Example, target: str | None, alone: bool) -> Example:
@@ -68,7 +61,7 @@ def add_target(example: Example, target: str | None, alone: bool) -> Example:
 
 
 def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:
-    """Return the example with one of its rewrites: that with most tokens, in order, of the sentence without listed words."""
+    """Return the example with the rewrite that has most tokens, in order, of its sentence less listed words."""
     if len(example.references) == 1:
         return example
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
@@ -83,10 +76,10 @@ def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:
 
 
 def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float, seed: int) -> list[Example]:
-    """Return new pairs: each sentence and rewrite `swaps` times on average, with other listed words in the sentence.
+    """Return new pairs: each pair `swaps` times on average, with other listed words in the sentence.
 
-    Each listed word that the rewrite does not keep gives way to one drawn from the whole list, so that rare words of the
-    list are learnt as often as frequent ones. Pairs without such a word give none.
+    Each listed word that the rewrite does not keep gives way to one drawn from the whole list, so that rare
+    words of the list are learnt as often as frequent ones. Pairs without such a word give none.
     """
     pairs = []
     for example in examples:
@@ -103,10 +96,10 @@ def swap_words(examples: Sequence[Example], lexicon: Sequence[str], swaps: float
 
 
 def find_stand_ins(examples: Sequence[Example], lexicon: Collection[str]) -> dict[str, list[str]]:
-    """Return the words that people write in place of listed ones, with these: {"know": ["kno"], "people": ["idiots", "scum"]}.
+    """Return the words that people write in place of listed ones: {"know": ["kno"], "people": ["idiots"]}.
 
-    A word counts where it alone stands in a listed word's place, in rewrites of two sentences at least, of which each weighs
-    one, and in STANDS of the sentences that hold the listed word.
+    A word counts where it alone stands in a listed word's place, in rewrites of two sentences at least, of
+    which each weighs one, and in STANDS of the sentences that hold the listed word.
     """
     listed, seen = set(lexicon), Counter[str]()
     places: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(dict)  # weight by sentence
@@ -128,19 +121,25 @@ def find_stand_ins(examples: Sequence[Example], lexicon: Collection[str]) -> dic
 
 def pair_replaced(words: Sequence[str], others: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each word that has one other word in its place, with that."""
-    for kind, first, last, start, end in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
+    for kind, first, last, start, end in difflib.SequenceMatcher(
+        None, words, others, autojunk=False
+    ).get_opcodes():
         if kind == "replace" and last - first == end - start == 1:
             yield words[first], others[start]
 
 
 def insert_words(
-    examples: Sequence[Example], lexicon: Sequence[str], stand_ins: Mapping[str, Sequence[str]], inserts: float, seed: int
+    examples: Sequence[Example],
+    lexicon: Sequence[str],
+    stand_ins: Mapping[str, Sequence[str]],
+    inserts: float,
+    seed: int,
 ) -> list[Example]:
-    """Return new pairs: each rewrite `inserts` times on average, with one or two listed words in it, and as it is.
+    """Return new pairs: each rewrite `inserts` times on average, and with one or two listed words in it.
 
-    A listed word is put between two others; or, half of the times where it can be, in the place of one that people write for
-    it (see `find_stand_ins`). So a model learns to keep all that is not rude, word for word, and to write "know" for "kno"
-    wherever it stands. Each word of the list is as frequent as the others.
+    A listed word is put between two others; or, half of the times where it can be, in the place of one that
+    people write for it (see `find_stand_ins`). So a model learns to keep all that is not rude, word for word,
+    and to write "know" for "kno" wherever it stands. Each word of the list is as frequent as the others.
     """
     if not lexicon:
         return []

@@ -4,7 +4,8 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from sft.recipe import InputError, RecipeError
+from sft.command import InputError
+from sft.schema import RecipeError
 
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 
@@ -44,14 +45,18 @@ def is_passing(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def explain_errors(name: str, noun: str, revision: str | None = None, keys: tuple[str, str] | None = None) -> Iterator[None]:
+def explain_errors(
+    name: str, noun: str, revision: str | None = None, keys: tuple[str, str] | None = None
+) -> Iterator[None]:
     """Turn what huggingface_hub raises inside the block into one clear error about `name`.
 
-    `noun` says what was looked for ("model", "data set", "adapter"); `keys` are the recipe's keys of name and revision.
+    `noun` says what was looked for ("model", "data set", "adapter"); `keys` are the recipe's keys of name and
+    revision.
 
     Raises:
         HubFailure: the Hub can't be reached, or is failing, and the cache does not have it.
-        RecipeError: not there, no such revision, not in the cache where HF_HUB_OFFLINE is set, or not delivered.
+        RecipeError: not there, no such revision, not in the cache where HF_HUB_OFFLINE is set, or not
+            delivered.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -68,7 +73,10 @@ def explain_errors(name: str, noun: str, revision: str | None = None, keys: tupl
     except InputError:
         raise
     except LocalEntryNotFoundError:
-        message = f"the Hub could not be reached, and {name} is not in the local cache. Go online once, or name a local {noun}."
+        message = (
+            f"the Hub could not be reached, and {name} is not in the local cache. "
+            f"Go online once, or name a local {noun}."
+        )
         raise (RecipeError if constants.HF_HUB_OFFLINE else HubFailure)(message, name_key) from None
     except (RepositoryNotFoundError, HFValidationError):
         message = f"{name} is neither a local {noun} nor one on the Hub that you can see."
@@ -80,7 +88,9 @@ def explain_errors(name: str, noun: str, revision: str | None = None, keys: tupl
         raise RecipeError(f"{name} on the Hub is no {noun}: {first_line(error)}", name_key) from None
     except (find_transport_error(), OSError) as error:
         if is_failing(error):
-            message = f"{name}: the Hub failed to deliver it: {first_line(error)} Run the same command again later."
+            message = (
+                f"{name}: the Hub failed to deliver it: {first_line(error)} Run the same command again later."
+            )
             raise HubFailure(message, name_key) from None
         raise RecipeError(f"{name}: the Hub did not deliver it: {first_line(error)}", name_key) from None
 

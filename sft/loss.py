@@ -8,17 +8,17 @@ from torch.autograd.function import once_differentiable
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 
-from sft.recipe import tell_once
+from sft.command import tell_once
 
 LOGITS_BYTES = 2**26  # at most this much for the logits of a block of tokens, in float32
 
 
 class FrozenHeadLogProbs(torch.autograd.Function):
-    """Log-probabilities of targets under a frozen LM head, with entropy and whether a target is the likeliest token.
+    """Log-probabilities of targets under a frozen LM head, entropies, and whether a target is the likeliest.
 
-    TRL's ChunkedLogProbFunction computes the logits again in the backward pass and multiplies there in float32. Here
-    the gradient with respect to the hidden states, which needs no more than the logits, is taken while they are there,
-    as Liger-Kernel (Hsu et al., 2024) does, and scaled in the backward pass.
+    TRL's ChunkedLogProbFunction computes the logits again in the backward pass and multiplies there in
+    float32. Here the gradient with respect to the hidden states, which needs no more than the logits, is
+    taken while they are there, as Liger-Kernel (Hsu et al., 2024) does, and scaled in the backward pass.
     """
 
     @staticmethod
@@ -45,7 +45,10 @@ class FrozenHeadLogProbs(torch.autograd.Function):
             p = log_p.exp()
             entropies[at] = -torch.linalg.vecdot(p, log_p)
             if slopes is not None:  # d log p[target] / d logits = onehot(target) - p
-                slopes[at] = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).to(dtype) @ weight
+                slopes[at] = (
+                    p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).to(dtype)
+                    @ weight
+                )
         ctx.mark_non_differentiable(entropies, hits)
         ctx.save_for_backward(slopes)
         return log_probs, entropies, hits
@@ -61,7 +64,7 @@ class LogProbs:
     """In place of TRL's function: ours where it does the same, else TRL's."""
 
     @staticmethod
-    def apply(
+    def apply(  # noqa: PLR0913 (TRL's signature)
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -76,17 +79,31 @@ class LogProbs:
         plain = bias is None and not weight.requires_grad and temperature == scale == 1 and softcap is None
         if not (hidden.is_cpu and plain and {"entropy", "log_probs", "is_top1"}.issuperset(outputs)):
             if hidden.is_cpu:
-                tell_once("loss: the LM head has a bias, a scale or weights that train: TRL's own function, not the faster one")
-            return ChunkedLogProbFunction.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
+                tell_once(
+                    "loss: the LM head has a bias, a scale or weights that train: "
+                    "TRL's own function, not the faster one"
+                )
+            return ChunkedLogProbFunction.apply(
+                hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs
+            )
         log_probs, entropies, hits = FrozenHeadLogProbs.apply(hidden, weight, targets)
-        return log_probs, entropies if "entropy" in outputs else None, None, None, hits if "is_top1" in outputs else None
+        return (
+            log_probs,
+            entropies if "entropy" in outputs else None,
+            None,
+            None,
+            hits if "is_top1" in outputs else None,
+        )
 
 
 def choose_loss(plain: bool) -> None:
-    """Have TRL's loss pass the labelled positions alone through the LM head on a CPU too, or make it TRL's own again.
+    """Have TRL's loss pass labelled positions alone through the LM head on a CPU too; with `plain`, undo it.
 
-    This replaces two private functions of TRL 1.16 for the whole process: its fused head scores every position where
-    Triton does not run, for devices that compile each new shape. Loss and gradient are the same but for rounding.
+    This replaces two private functions of TRL 1.16 for the whole process: its fused head scores every
+    position where Triton does not run, for devices that compile each new shape. Loss and gradient are the
+    same but for rounding.
     """
-    trl.trainer.utils._use_triton = use_triton if plain else lambda device: device.type == "cpu" or use_triton(device)
+    trl.trainer.utils._use_triton = (
+        use_triton if plain else lambda device: device.type == "cpu" or use_triton(device)
+    )
     trl.trainer.utils._ChunkedLogProbFunction = ChunkedLogProbFunction if plain else LogProbs

@@ -1,4 +1,4 @@
-"""The memory that a training will take, told before it starts, from one step of its first layers on fake tensors."""
+"""The memory that a training will take, estimated from one step of its first layers on fake tensors."""
 
 import copy
 import dataclasses
@@ -17,13 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sft.recipe import Recipe, RecipeError
+from sft.machine import Machine
+from sft.schema import Recipe, RecipeError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 BUFFERS = 160 * 2**20  # on a CPU: what the trainer imports, and the code and buffers that oneDNN keeps
-GAPS = 0.2  # on a CPU: what the heap has more than its tensors, of the activations (tests/benchmarks/RESULTS.md)
+GAPS = (
+    0.2  # on a CPU: what the heap has more than its tensors, of the activations (tests/benchmarks/RESULTS.md)
+)
 GPU_VOCABULARY_TILE = 32_768  # TRL's kernels hold the logits of so many words at a time
 CHANGES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing",
@@ -70,8 +73,11 @@ class Fit:
         """Return what to say of a recipe that does not seem to fit."""
         if fits(self.memory, self.available):
             return None
-        cure = f"With {self.change} it would fit." if self.change else "No batch would fit; take a smaller base."
-        found = f"{self.memory.peak / 2**30:.1f} GiB at the peak, by estimate, with {self.available / 2**30:.1f} GiB available"
+        cure = (
+            f"With {self.change} it would fit." if self.change else "No batch would fit; take a smaller base."
+        )
+        peak, available = self.memory.peak / 2**30, self.available / 2**30
+        found = f"{peak:.1f} GiB at the peak, by estimate, with {available:.1f} GiB available"
         return f"this training may not fit into memory: {found}. {cure}"
 
 
@@ -103,7 +109,7 @@ class Ledger(TorchDispatchMode):
 
 
 class FromBits(torch.autograd.Function):
-    """A product with a quantised weight, which bitsandbytes turns back for the forward and again for the backward pass."""
+    """A product with a quantised weight, which bitsandbytes dequantises in each forward and backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -126,14 +132,19 @@ class QuantisedLinear(nn.Linear):
 
 
 def estimate_memory(
-    recipe: Recipe, config: "PretrainedConfig", rows: Sequence[Mapping[str, list[int]]], parameters: int, libraries: int | None
+    recipe: Recipe,
+    config: "PretrainedConfig",
+    rows: Sequence[Mapping[str, list[int]]],
+    parameters: int,
+    libraries: int | None,
 ) -> Memory:
-    """Estimate a training's memory on each device, for tokenised training rows and a base of so many `parameters`.
+    """Estimate a training's memory on each device, for tokenised rows and a base of so many `parameters`.
 
     On a CPU, Python and its `libraries` take so many bytes; None stands for a GPU.
 
-    The model's first layer, and its first two, take a step with the longest rows on fake tensors, which have sizes and
-    no contents; the other layers are like the second. Optimizers are taken to be AdamW, and 8-bit weights to cost a byte.
+    The model's first layer, and its first two, take a step with the longest rows on fake tensors, which have
+    sizes and no contents; the other layers are like the second. Optimizers are taken to be AdamW, and 8-bit
+    weights to cost a byte.
     """
     on_gpu = libraries is None
     depth = config.num_hidden_layers
@@ -142,7 +153,9 @@ def estimate_memory(
     weights = steps["weights"]
     loading = 0
     if not on_gpu and (recipe.trl["load_in_4bit"] or recipe.trl["load_in_8bit"]):
-        loading = parameters * (getattr(config, "dtype", None) or torch.bfloat16).itemsize  # the file, mapped as a whole
+        loading = (
+            parameters * (getattr(config, "dtype", None) or torch.bfloat16).itemsize
+        )  # the file, mapped as a whole
     activations = steps["forward"] - weights - steps["adapter"]
     return Memory(
         libraries=libraries or 0,
@@ -155,9 +168,13 @@ def estimate_memory(
 
 
 def trace_step(
-    recipe: Recipe, config: "PretrainedConfig", layers: int, rows: Sequence[Mapping[str, list[int]]], on_gpu: bool
+    recipe: Recipe,
+    config: "PretrainedConfig",
+    layers: int,
+    rows: Sequence[Mapping[str, list[int]]],
+    on_gpu: bool,
 ) -> dict[str, int]:
-    """Return the bytes of `weights`, of the `adapter` with its states, of all after the `forward` pass, and at the `peak`."""
+    """Return the bytes of `weights`, `adapter` with its states, all after the `forward` pass, and `peak`."""
     from sft.loss import FrozenHeadLogProbs
 
     trl = recipe.trl
@@ -178,7 +195,9 @@ def trace_step(
         for parameter in model.parameters():
             ledger.add(parameter)
         weights = ledger.live - sum(parameter.nbytes for parameter in trained)
-        optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad]
+        )
         model.train()
         for _ in range(2):  # the optimizer's states are there from the second step on
             held = ledger.live
@@ -189,7 +208,9 @@ def trace_step(
                 forward = ledger.live
                 head = base.get_output_embeddings().weight
                 head = head[:GPU_VOCABULARY_TILE] if on_gpu else head
-                loss = FrozenHeadLogProbs.apply(hidden, head, torch.zeros(len(hidden), dtype=torch.long))[0].mean()
+                loss = FrozenHeadLogProbs.apply(hidden, head, torch.zeros(len(hidden), dtype=torch.long))[
+                    0
+                ].mean()
             del hidden
             loss.backward()
             optimizer.step()
@@ -220,7 +241,9 @@ def build_fake_model(recipe: Recipe, config: "PretrainedConfig", layers: int, on
         for module in model.modules():
             if quantised and type(module) is nn.Linear and module is not model.get_output_embeddings():
                 module.__class__ = QuantisedLinear
-                module.weight = nn.Parameter(torch.empty(count_bytes(module.weight.numel(), trl), dtype=torch.uint8), False)
+                module.weight = nn.Parameter(
+                    torch.empty(count_bytes(module.weight.numel(), trl), dtype=torch.uint8), False
+                )
         model = get_peft_model(model, get_peft_config(build_model_config(recipe)))
     for parameter in model.parameters():
         if quantised and parameter.requires_grad and (on_gpu or not trains_in_float32(recipe)):
@@ -235,13 +258,15 @@ def build_fake_model(recipe: Recipe, config: "PretrainedConfig", layers: int, on
     return model
 
 
-def attend_fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def attend_fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
     """Attend as on a GPU: the fused kernel keeps no weights for the backward pass."""
     return nn.functional.scaled_dot_product_attention(query, key, value, bias.expand(*query.shape[:3], -1))
 
 
 def count_bytes(numbers: int, trl: Mapping[str, Any]) -> int:
-    """Return the bytes of so many quantised weights: blocks of 64 share a scale, of a byte where scales are quantised too."""
+    """Return the bytes of so many quantised weights: 64 share a scale, of a byte if quantised."""
     if trl["load_in_8bit"]:
         return numbers
     return int(numbers * (0.5 + (1 + 4 / 256 if trl["use_bnb_nested_quant"] else 4) / 64))
@@ -262,18 +287,20 @@ def fill(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-# -------------------------------------------------------------------------------------------------- what would fit
+# ------------------------------------------------------------------------------------------- what would fit
 
 
 def find_available(on_gpu: bool) -> int:
-    """Return the bytes that a training can have: what is free of the GPU; of the RAM a share of it, and what it has."""
+    """Return the bytes that a training can have: free ones of the GPU; its share of the RAM, and its own."""
     if on_gpu:
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
     limit = CGROUP / "memory.max"
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])  # page cache is given back
+        used = int((CGROUP / "memory.current").read_text()) - int(
+            statistics["inactive_file"]
+        )  # page cache is given back
         free = max(0, min(free, int(text) - used))
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + psutil.Process().memory_info().rss
 
@@ -283,13 +310,13 @@ def fits(memory: Memory, available: int) -> bool:
 
 
 def split_batch(recipe: Recipe, size: int) -> Recipe:
-    """Return the recipe with batches of `size` on each device, and as many of them a step as give the recipe's own batch."""
+    """Return the recipe with batches of `size` on each device, and as many a step as give its own batch."""
     whole = recipe.trl["per_device_train_batch_size"] * recipe.trl["gradient_accumulation_steps"]
     return recipe.change(per_device_train_batch_size=size, gradient_accumulation_steps=whole // size)
 
 
 def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> Recipe:
-    """Return the recipe with the largest batch a device that fits and divides the recipe's own; the step stays the same.
+    """Return the recipe with the largest batch a device that fits and divides its own; the step stays.
 
     Where none fits it has batches of one.
     """
@@ -301,7 +328,7 @@ def find_batch(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: 
 
 
 def find_change(recipe: Recipe, estimate: Callable[[Recipe], Memory], available: int) -> str | None:
-    """Return which change of the recipe would fit, as overrides, or None; what a step learns from stays the same."""
+    """Return which change would fit, as overrides, or None; what a step learns from stays the same."""
     trl = recipe.trl
     dtype = "bfloat16" if trl["dtype"] == "auto" else trl["dtype"]  # 4-bit weights need a compute type
     in_4bit = recipe.change(load_in_4bit=True, load_in_8bit=False, dtype=dtype)
@@ -315,25 +342,26 @@ def find_change(recipe: Recipe, estimate: Callable[[Recipe], Memory], available:
 
 
 def settle_memory(
-    recipe: Recipe, config: "PretrainedConfig", rows: Sequence[Mapping[str, list[int]]], parameters: int, auto_batch: bool
+    recipe: Recipe,
+    config: "PretrainedConfig",
+    rows: Sequence[Mapping[str, list[int]]],
+    parameters: int,
+    machine: Machine,
+    auto_batch: bool,
 ) -> tuple[Recipe, Fit | None]:
-    """Return the recipe with what it leaves to the memory that there is, and how it fits; see `estimate_memory`.
+    """Return the recipe with what it leaves to the available memory, and how it fits; see `estimate_memory`.
 
-    That is activation checkpointing, where the recipe does not say: it is for what would not fit without, as it costs
-    a second forward pass, and for what can't be estimated. With `auto_batch` it is the batch, too.
+    That is activation checkpointing, where the recipe does not say: it is for what would not fit without, as
+    it costs a second forward pass, and for what can't be estimated. With `auto_batch` it is the batch, too.
 
     Raises:
         RecipeError: `auto_batch`, and the model's architecture can't be traced without its weights.
     """
     from accelerate.utils import gather_object
 
-    from sft.model import join_processes
-
-    on_gpu = torch.cuda.is_available() and not recipe.trl["use_cpu"]
-    join_processes(recipe.trl["use_cpu"])
-    # All processes must come to the same choice.
-    available = min(gather_object([find_available(on_gpu)]))
-    libraries = None if on_gpu else max(gather_object([psutil.Process().memory_info().rss])) + BUFFERS
+    _ = machine.processes  # joined: all must come to the same choice
+    available = min(gather_object([find_available(machine.on_gpu)]))
+    libraries = None if machine.on_gpu else max(gather_object([psutil.Process().memory_info().rss])) + BUFFERS
 
     def estimate(recipe: Recipe) -> Memory:
         return estimate_memory(recipe, config, rows, parameters, libraries)
@@ -347,7 +375,13 @@ def settle_memory(
             if fits(memory, available):
                 return found, Fit(memory, available, None)
         return found, Fit(memory, available, find_change(found, estimate, available))
-    except (RuntimeError, TypeError, AttributeError) as error:  # it reads its tensors' contents, or has other names
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:  # it reads its tensors' contents, or has other names
         if auto_batch:
-            raise RecipeError(f"no estimate of memory for {config.model_type}: {error}. Expected no --auto_batch.") from None
+            raise RecipeError(
+                f"no estimate of memory for {config.model_type}: {error}. Expected no --auto_batch."
+            ) from None
         return recipe.change(activation_checkpointing=said is not False), None

@@ -1,10 +1,10 @@
 """The base model and its adapter: resolve, check, load in 4 bit, save, and load again for generation.
 
-torch and transformers take seconds to import; they are imported where they are used, after arguments are read.
+torch and transformers take seconds to import; they are imported where they are used, after arguments are
+read.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.command import tell_once
 from sft.hub import explain_errors, first_line
-from sft.recipe import Recipe, RecipeError, find_path, name_path, tell_once
-from sft.run_dir import RunDir, hash_file
+from sft.machine import Machine, has_bfloat16, join_processes
+from sft.run_dir import Run
+from sft.schema import Recipe, RecipeError
+from sft.storage import find_path, hash_file, name_path
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import PartialState
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -38,7 +40,7 @@ class Base:
         return {"name": self.name, "revision": self.revision, "weights": self.weights}
 
 
-# ------------------------------------------------------------------------------------------------------ resolving
+# ------------------------------------------------------------------------------------------------ resolving
 
 
 def resolve_base(name: str, revision: str | None = None) -> Base:
@@ -66,10 +68,14 @@ def load_config(base: Base) -> "PretrainedConfig":
     try:
         return AutoConfig.from_pretrained(base.path, revision=base.revision)
     except (ValueError, OSError) as error:
-        raise RecipeError(f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path") from None
+        raise RecipeError(
+            f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path"
+        ) from None
 
 
-def load_tokenizer(base: Base, pad_token: str | None = None, eos_token: str | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    base: Base, pad_token: str | None = None, eos_token: str | None = None
+) -> "PreTrainedTokenizerBase":
     """Load a base model's tokenizer, with the recipe's pad and EOS tokens where it names them.
 
     Raises:
@@ -80,7 +86,9 @@ def load_tokenizer(base: Base, pad_token: str | None = None, eos_token: str | No
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     except (ValueError, OSError) as error:
-        raise RecipeError(f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path") from None
+        raise RecipeError(
+            f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path"
+        ) from None
     for key, token in (("pad_token", pad_token), ("eos_token", eos_token)):
         if token is not None and token not in tokenizer.get_vocab():
             raise RecipeError(f"found {token!r}, expected a token of {base.name}'s vocabulary.", key)
@@ -91,7 +99,7 @@ def load_tokenizer(base: Base, pad_token: str | None = None, eos_token: str | No
     return tokenizer
 
 
-# ------------------------------------------------------------------------------------------------------- checking
+# ------------------------------------------------------------------------------------------------- checking
 
 
 def find_model_conflicts(
@@ -102,15 +110,19 @@ def find_model_conflicts(
     if config.model_type == "bloom":
         if trl["padding_free"]:
             yield RecipeError(
-                "BLOOM would attend over the whole batch as one row. Expected false; packing: true wastes as little on padding.",
+                "BLOOM would attend over the whole batch as one row. "
+                "Expected false; packing: true wastes as little on padding.",
                 "padding_free",
             )
         if trl["packing"] and (trl["packing_strategy"] != "bfd" or trl["max_length"] is None):
             found = f"packing_strategy {trl['packing_strategy']!r} and max_length {trl['max_length']}"
-            yield RecipeError(f"found {found}. BLOOM packs whole examples: expected bfd, and a max_length.", "packing")
+            yield RecipeError(
+                f"found {found}. BLOOM packs whole examples: expected bfd, and a max_length.", "packing"
+            )
         if trl["attn_implementation"] not in (None, "eager", "sdpa"):
             yield RecipeError(
-                f"found {trl['attn_implementation']!r}. BLOOM has sdpa (also meant by null) and eager.", "attn_implementation"
+                f"found {trl['attn_implementation']!r}. BLOOM has sdpa (also meant by null) and eager.",
+                "attn_implementation",
             )
         if trl["fp16"] or trl["dtype"] == "float16":
             yield RecipeError(
@@ -118,76 +130,19 @@ def find_model_conflicts(
                 "fp16" if trl["fp16"] else "dtype",
             )
     if tokenizer.pad_token is None:
-        yield RecipeError("this tokenizer has no pad token. Name a token of its vocabulary other than EOS.", "pad_token")
+        yield RecipeError(
+            "this tokenizer has no pad token. Name a token of its vocabulary other than EOS.", "pad_token"
+        )
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield RecipeError(
-            f"pad and EOS are both {tokenizer.eos_token!r}: with EOS masked as padding, a model never learns to stop. "
-            "Name another token of the vocabulary.",
+            f"pad and EOS are both {tokenizer.eos_token!r}: "
+            "with EOS masked as padding, a model never learns to stop. Name another token of the vocabulary.",
             "pad_token",
         )
 
 
-def find_machine_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
-    """Yield the faults of a recipe on this machine: its hardware, and what is installed."""
-    import torch
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    trl = recipe.trl
-    report_to = trl["report_to"] or []
-    for name in [report_to] if isinstance(report_to, str) else report_to:
-        if name not in (*INTEGRATION_TO_CALLBACK, "none", "all"):
-            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            yield RecipeError(f"found {name!r}, expected none, all, or some of {known}.", "report_to")
-        elif name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations():
-            yield RecipeError(f"{name} is not installed. Install it, or use report_to: none.", "report_to")
-    country = recipe.publish.emissions_country
-    if country and importlib.util.find_spec("codecarbon") is None:
-        message = "codecarbon is not installed. Install it: pip install -e '.[emissions]'"
-        yield RecipeError(message, "publish.emissions_country")
-    elif country:
-        from codecarbon.input import DataSource
-
-        if country not in DataSource().get_global_energy_mix_data():
-            message = f"found {country!r}, which codecarbon has no power grid of. Expected a country's code (ISO 3166)."
-            yield RecipeError(message, "publish.emissions_country")
-    if not torch.cuda.is_available() or trl["use_cpu"]:
-        if trl["fp16"] or trl["dtype"] == "float16":
-            yield RecipeError(
-                "float16 does not train on a CPU. Expected bf16: true, or dtype: float32.", "fp16" if trl["fp16"] else "dtype"
-            )
-        if trl["optim"].startswith("paged_"):
-            yield RecipeError(f"found {trl['optim']}, which needs a GPU. Expected adamw_torch_fused.", "optim")
-    elif trl["bf16"] is not False and not trl["fp16"] and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name()
-        yield RecipeError(f"{name} has no bfloat16. Expected bf16: false with dtype: float32 (slower).", "bf16")
-
-
-def has_bfloat16() -> bool:
-    """Say whether this machine's CPU computes in bfloat16; on another, PyTorch's products are a hundred times slower in it."""
-    import torch
-
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
-def settle_precision(recipe: Recipe) -> tuple[Recipe, str | None]:
-    """Return the recipe in float32 where it asks a CPU for bfloat16 that has none, and a line that says so.
-
-    `attn_implementation: eager`, the plain path, stays as it is.
-    """
-    import torch
-
-    trl = recipe.trl
-    asked = trl["bf16"] is not False or trl["dtype"] != "float32"
-    on_cpu = trl["use_cpu"] or not torch.accelerator.is_available()
-    if not (asked and on_cpu) or trl["attn_implementation"] == "eager" or has_bfloat16():
-        return recipe, None
-    note = "this CPU does not compute in bfloat16: float32 in its place (bf16: false, dtype: float32)"
-    return recipe.change(bf16=False, dtype="float32"), note
-
-
 def trains_in_float32(recipe: Recipe) -> bool:
-    """Say whether an adapter on quantised weights is in float32 on a CPU; TRL has it in bfloat16, whatever the rest is in."""
+    """Say whether an adapter on quantised weights is in float32 on a CPU; TRL has it in bfloat16."""
     return recipe.trl["dtype"] == "float32" and recipe.trl["attn_implementation"] != "eager"
 
 
@@ -204,25 +159,25 @@ def build_model_config(recipe: Recipe) -> "ModelConfig":
     return config
 
 
-def build_sft_config(recipe: Recipe, run: RunDir, packed: bool = False) -> "SFTConfig":
-    """Return TRL's SFTConfig of a recipe, on a CPU where the machine has nothing else; `packed` rows are not packed by TRL.
+def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = False) -> "SFTConfig":
+    """Return TRL's SFTConfig of a recipe; rows that are `packed` already are not packed by TRL.
 
     Raises:
         RecipeError: TRL or transformers refuse a combination of values.
     """
     import dataclasses
 
-    import torch
     from trl import SFTConfig
 
     values = {f.name: recipe.trl[f.name] for f in dataclasses.fields(SFTConfig) if f.name in recipe.trl}
     values |= {
         "output_dir": str(run.checkpoints),
-        "use_cpu": values["use_cpu"] or not torch.accelerator.is_available(),
+        "use_cpu": machine.on_cpu,
         "disable_tqdm": True,
         "eval_on_start": values["eval_on_start"] and values["eval_strategy"] != "no",
         "resume_from_checkpoint": None,
-        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the graph.
+        # With LoRA each trainable weight is used in each step; looking for others costs a pass over the
+        # graph.
         "ddp_find_unused_parameters": bool(values["ddp_find_unused_parameters"]),
         # The tokenizer carries these by now.
         "pad_token": None,
@@ -235,12 +190,14 @@ def build_sft_config(recipe: Recipe, run: RunDir, packed: bool = False) -> "SFTC
         return SFTConfig(**values)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         message = first_line(error)
-        named = [key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)]
+        named = [
+            key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)
+        ]
         raise RecipeError(f"TRL refuses it: {message}", named[0] if named else None) from None
 
 
 def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, int]:
-    """Return the trainable and the total number of parameters with LoRA, from shapes alone: no weight is loaded.
+    """Return the number of trainable parameters, and of all with LoRA, from shapes: no weight is loaded.
 
     Raises:
         RecipeError: the LoRA keys do not fit the model.
@@ -260,10 +217,15 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
     unknown = [
         target
         for target in recipe.trl["lora_target_modules"] or ()
-        if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in modules)
+        if target != "all-linear"
+        and not any(name == target or name.endswith(f".{target}") for name in modules)
     ]
     if unknown:
-        layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        layers = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
         raise RecipeError(
             f"no layer of {Path(config.name_or_path).name} has the name {' or '.join(unknown)}. "
             f"Expected names among {', '.join(sorted(layers - {'lm_head'}))}, or all-linear.",
@@ -271,34 +233,18 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
         )
     try:
         with torch.device("meta"):
-            return get_peft_model(model, get_peft_config(build_model_config(recipe))).get_nb_trainable_parameters()
+            return get_peft_model(
+                model, get_peft_config(build_model_config(recipe))
+            ).get_nb_trainable_parameters()
     except (ValueError, TypeError) as error:
         raise RecipeError(f"does not fit the model: {first_line(error)}", "lora_target_modules") from None
 
 
-# ----------------------------------------------------------------------------------------------- loading and saving
-
-
-def join_processes(use_cpu: bool = False) -> "PartialState":
-    """Return the state of the processes that the launcher started, after joining them, with CPU threads and caches set.
-
-    Without `cpu=True`, accelerate takes each process on a machine without GPU for the only one. Its launcher gives a
-    process one thread, where nothing else is said, and leaves the other cores idle. PyTorch and oneDNN each keep code
-    and buffers for 1,024 shapes: with batches of many lengths a gigabyte, which also slows a training down.
-    """
-    import torch
-    from accelerate import PartialState
-    from joblib import cpu_count
-
-    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        torch.set_num_threads(max(1, cpu_count(only_physical_cores=True) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    for capacity in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at the first operation
-        os.environ.setdefault(capacity, "64")
-    return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
+# --------------------------------------------------------------------------------------- loading and saving
 
 
 def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
-    """Load the base model as the recipe says: quantised or not, in the recipe's dtype, on this process's device.
+    """Load the base as the recipe says: quantised or not, in its dtype, on this process's device.
 
     Without a GPU, transformers quantises on the CPU, through bitsandbytes as well.
     """
@@ -321,12 +267,13 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         device_map={"": join_processes(recipe.trl["use_cpu"]).device} if quantization else None,
     )
     for module in model.modules():
-        # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation (rounding their
-        # scales to bf16), and its kernel for them has no gradient: the training that follows would break.
+        # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation
+        # (rounding their scales to bf16), and its kernel for them has no gradient: the training that follows
+        # would break.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if quantization and model.device.type == "cpu":
-        let_go_of_file(model)
+        release_file(model)
     model.config.use_cache = False
     if model_config.attn_implementation != "eager":
         fuse(model)
@@ -335,10 +282,11 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
     return model
 
 
-def let_go_of_file(model: "PreTrainedModel") -> None:
-    """Give back what loading and quantising on a CPU leave in memory: the mapped weights file, and freed buffers.
+def release_file(model: "PreTrainedModel") -> None:
+    """Release what loading and quantising on a CPU leave in memory: the mapped weights file, and buffers.
 
-    The weights that are not quantised are views of the file, which keep all of it mapped; malloc keeps the buffers.
+    The weights that are not quantised are views of the file, which keep all of it mapped; malloc keeps the
+    buffers.
     """
     import ctypes
 
@@ -349,11 +297,12 @@ def let_go_of_file(model: "PreTrainedModel") -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def save_adapter(trainer: "SFTTrainer", run: RunDir, base: Base) -> None:
-    """Write the adapter's two files, complete or not at all; every process must call it (sharded weights are gathered).
+def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
+    """Write the adapter's two files, complete or not at all; every process must call it: shards are gathered.
 
-    peft writes the base's local path and an order of modules that changes from run to run; both are put right, so that
-    the same training gives the same bytes, and a reader finds the base by its Hub id and commit.
+    peft writes the base's local path and an order of modules that changes from run to run; both are put
+    right, so that the same training gives the same bytes, and a reader finds the base by its Hub id and
+    commit.
     """
     temporary = run.root / ".adapter"
     trainer.save_model(str(temporary))
@@ -382,11 +331,12 @@ def load_finetuned(
 ) -> "PreTrainedModel":
     """Load a base for generation, with an adapter, or without one as it was before the training.
 
-    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`, `dtype` and
-    `attn_implementation` (absent from older results.json), as in the recipe. With `merge`, the adapter is merged into a
-    base that is not quantised; on a CPU a quantised one is turned back into float32 for it, so that generation need not
-    dequantise each weight for each token. What is then not quantised is computed, on a CPU that can, in the recipe's
-    bfloat16, as the training was, unless attention is `eager`. Without `merge` the adapter stays beside its base.
+    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`,
+    `dtype` and `attn_implementation` (absent from older results.json), as in the recipe. With `merge`, the
+    adapter is merged into a base that is not quantised; on a CPU a quantised one is turned back into float32
+    for it, so that generation need not dequantise each weight for each token. What is then not quantised is
+    computed, on a CPU that can, in the recipe's bfloat16, as the training was, unless attention is `eager`.
+    Without `merge` the adapter stays beside its base.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -422,5 +372,7 @@ def load_finetuned(
         model = model.bfloat16()
         # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    model.config.use_cache = model.generation_config.use_cache = True  # a base saved after its training may say no
+    model.config.use_cache = model.generation_config.use_cache = (
+        True  # a base saved after its training may say no
+    )
     return model.eval() if in_bits else model.to(device).eval()

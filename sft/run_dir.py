@@ -1,49 +1,97 @@
-"""The run directory: every path of a run, atomic writes, hashes. The only passage between training, eval and publish."""
+"""The run directory: the only passage between training, evaluation and publishing."""
 
 import contextlib
 import fcntl
-import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sft.recipe import InputError, is_main_process
-
-
-class RunError(InputError):
-    """A run directory that is not what a command needs: what was found, and which command mends it."""
-
-
-class Refusal(RunError):
-    """A check found what must be neither believed nor published: commands exit with 3."""
-
-    status = 3
+from sft.command import Refusal, RunError, is_main_process
+from sft.data import Example
+from sft.recipe import load_recipe
+from sft.schema import Recipe
+from sft.splits import SPLITS, hash_examples
+from sft.storage import read_json, read_json_lines
 
 
 @dataclass(frozen=True)
-class RunDir:
-    """The paths of one run; see the file tree in the README."""
+class Run:
+    """A run directory, opened: its paths, and what it holds, read once and kept.
+
+    A training, which still changes its manifest, environment and log, reads these from their paths.
+    """
 
     root: Path
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run's recipe, with every value.
+
+        Raises:
+            RecipeFaults: the file was changed after the run wrote it.
+        """
+        return load_recipe(self.recipe_path)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the run says of its data; see Preflight.describe_data.
+
+        Raises:
+            RunError: the file is missing or is not JSON; so for `environment` and `log`.
+        """
+        return read_json(self.manifest_path)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware, base, and what the training took."""
+        return read_json(self.environment_path)
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """A line a logging step; see ProgressLog."""
+        return read_json_lines(self.log_path)
+
+    @cached_property
+    def splits(self) -> dict[str, list[Example]]:
+        """The examples of each split, verified against the hashes in the manifest.
+
+        Raises:
+            Refusal: a file was changed after the run wrote it.
+        """
+        splits = {}
+        for split in SPLITS:
+            path = self.split_path(split)
+            splits[split] = [
+                Example(line["toxic"], tuple(line["references"])) for line in read_json_lines(path)
+            ]
+            if hash_examples(splits[split]) != self.manifest["splits"][split]["sha256"]:
+                raise Refusal(
+                    f"{path}: not the {split} split that the run was made with: "
+                    "its hash is not the manifest's."
+                )
+        return splits
+
     @property
-    def recipe(self) -> Path:
+    def recipe_path(self) -> Path:
         return self.root / "recipe.yaml"
 
     @property
-    def environment(self) -> Path:
+    def environment_path(self) -> Path:
         return self.root / "environment.json"
 
     @property
-    def manifest(self) -> Path:
+    def manifest_path(self) -> Path:
         return self.root / "data" / "manifest.json"
 
-    def split(self, name: str) -> Path:
+    @property
+    def log_path(self) -> Path:
+        return self.root / "train.jsonl"
+
+    def split_path(self, name: str) -> Path:
         return self.root / "data" / f"{name}.jsonl"
 
     @property
@@ -63,10 +111,6 @@ class RunDir:
         return self.adapter / "adapter_config.json"
 
     @property
-    def train_log(self) -> Path:
-        return self.root / "train.jsonl"
-
-    @property
     def eval(self) -> Path:
         return self.root / "eval"
 
@@ -79,7 +123,7 @@ class RunDir:
         return self.root / "publish"
 
     def is_run(self) -> bool:
-        return self.recipe.is_file()
+        return self.recipe_path.is_file()
 
     def is_finished(self) -> bool:
         return self.adapter_weights.is_file() and self.adapter_config.is_file()
@@ -87,46 +131,68 @@ class RunDir:
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint that was written to its end, or None.
 
-        The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half of one.
+        The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half
+        of one.
         """
         found = []
-        with contextlib.suppress(FileNotFoundError):  # another process's run begins or ends: the folder goes away
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another process's run begins or ends: the folder goes away
             for folder in self.checkpoints.glob("checkpoint-*"):
                 with contextlib.suppress(OSError, ValueError):
-                    found.append((json.loads((folder / "trainer_state.json").read_text())["global_step"], folder))
+                    found.append(
+                        (json.loads((folder / "trainer_state.json").read_text())["global_step"], folder)
+                    )
         return max(found)[1] if found else None
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else that may lie in the folder."""
-        # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be repeated.
-        for name in ("adapter", ".adapter", "checkpoints", "data", "eval", "logs", "plots", "publish", ".publish"):
+        # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be
+        # repeated.
+        for name in (
+            "adapter",
+            ".adapter",
+            "checkpoints",
+            "data",
+            "eval",
+            "logs",
+            "plots",
+            "publish",
+            ".publish",
+        ):
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in (self.environment, self.train_log, self.recipe):
+        for path in (self.environment_path, self.log_path, self.recipe_path):
             path.unlink(missing_ok=True)
 
 
-def open_run(root: str | Path) -> RunDir:
+def open_run(root: str | Path) -> Run:
     """Return a finished run.
 
     Raises:
         RunError: there is no such folder, it is no run directory, or its training did not finish.
     """
-    run = RunDir(Path(root))
+    run = Run(Path(root))
     if not run.root.is_dir():
-        raise RunError(f"{root}: no such folder. Expected a run directory, such as runs/tiny; sft/run.py makes one.")
+        raise RunError(
+            f"{root}: no such folder. Expected a run directory, such as runs/tiny; sft/run.py makes one."
+        )
     if not run.is_run():
-        raise RunError(f"{root}: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made.")
+        raise RunError(
+            f"{root}: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made."
+        )
     if not run.is_finished():
         raise RunError(
             f"{root}: its training did not finish (no adapter in it). Wait for it if it still runs. "
-            f"Go on with: accelerate launch sft/run.py {run.recipe} --resume_from_checkpoint true"
+            f"Go on with: accelerate launch sft/run.py {run.recipe_path} --resume_from_checkpoint true"
         )
     return run
 
 
 @contextlib.contextmanager
-def hold_run(run: RunDir) -> Iterator[None]:
-    """Keep the run directory to this training while the block runs; a kill gives it back. The main process holds it.
+def hold_run(run: Run) -> Iterator[None]:
+    """Lock the run directory for this training while the block runs; a kill unlocks it.
+
+    The main process holds the lock.
 
     Raises:
         RunError: another process trains in it.
@@ -140,87 +206,12 @@ def hold_run(run: RunDir) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{run.root}: another process is training here. Wait for it, or use another --output_dir.") from None
+            raise RunError(
+                f"{run.root}: another process is training here. Wait for it, or use another --output_dir."
+            ) from None
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 run.root.rmdir()  # empty where a fault came before anything was written
-
-
-@contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place, whole and on disk, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def draw_figure(path: Path) -> Iterator[Any]:
-    """Yield matplotlib axes, and write what is drawn on them to `path` as a PNG when the block ends well."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    yield axes
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-
-
-def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
-
-
-def read_json(path: Path) -> Any:
-    """Return a JSON file's value.
-
-    Raises:
-        RunError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: missing from the run directory.") from None
-    except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error}); it was changed after the run wrote it.") from None
-
-
-def read_json_lines(path: Path) -> list[Any]:
-    """Return the values of a file with one JSON value a line."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except FileNotFoundError:
-        raise RunError(f"{path}: missing from the run directory.") from None
-    except ValueError as error:
-        raise RunError(f"{path}: not JSON lines ({error}); it was changed after the run wrote it.") from None
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

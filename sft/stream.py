@@ -1,34 +1,20 @@
-"""Corpora that do not fit in memory: one pass chooses the held-out sentences, and training reads the rows as they come.
+"""Corpora that do not fit in memory: one pass chooses the held-out sentences; training reads the rows.
 
-What is held does not grow with the corpus: HELD_OUT sentences for validation and as many for test, and SAMPLE training
-sentences, which the word list, the toxicity classifier and the estimate of memory go by.
+What is held does not grow with the corpus: HELD_OUT sentences for validation and as many for test, and SAMPLE
+training sentences, which the word list, the toxicity classifier and the estimate of memory go by.
 """
 
 import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sft.cache import recall
-from sft.data import (
-    SPLITS,
-    Corpus,
-    Example,
-    Table,
-    check_unchanged,
-    clean_rows,
-    find_columns,
-    find_files,
-    hash_fraction,
-    link_keys,
-    normalise,
-    read_corpus,
-    split_examples,
-    stream_rows,
-    tokenise_pairs,
-)
-from sft.recipe import DataConfig
+from sft.data import Corpus, Example, clean_rows, normalise, read_corpus, tokenise_pairs
+from sft.files import Table, check_unchanged, find_columns, find_files, stream_rows
+from sft.schema import DataConfig
+from sft.splits import SPLITS, Links, hash_fraction, split_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,16 +23,18 @@ HELD_OUT = 2_000
 SAMPLE = 10_000
 WINDOW = 8_192  # training rows that are shuffled with one another
 STREAM_RULE = (
-    "streamed: blake2b(seed, words of the source sentence) as a fraction in [0, 1): below `test` it is test, below "
-    f"`test + validation` validation, of each the {HELD_OUT:,} sentences with the smallest fractions. Of the rest, a "
-    "sentence trains unless it is linked with one held out: the same words, one word of difference in sentences of more "
-    "than six, or one a rewrite of the other. So with validation sentences that are linked with a test sentence. The "
-    f"training split that is kept is a sample of {SAMPLE:,} sentences."
+    "streamed: blake2b(seed, words of the source sentence) as a fraction in [0, 1): "
+    "below `test` it is test, below `test + validation` validation, "
+    f"of each the {HELD_OUT:,} sentences with the smallest fractions. "
+    "Of the rest, a sentence trains unless it is linked with one held out: the same words, "
+    "one word of difference in sentences of more than six, or one a rewrite of the other. "
+    "So with validation sentences that are linked with a test sentence. "
+    f"The training split that is kept is a sample of {SAMPLE:,} sentences."
 )
 
 
 class Smallest:
-    """The sentences with the smallest fractions among those offered; rows of the same words are one sentence."""
+    """The sentences with the smallest fractions of those offered; rows of the same words are one sentence."""
 
     def __init__(self, size: int) -> None:
         self.size, self.limit = size, 1.0
@@ -68,29 +56,18 @@ class Smallest:
     def examples(self) -> list[Example]:
         """Return them in the order in which they came."""
         self.prune()
-        return [Example(toxic, tuple(rewrites)) for _, texts in self.kept.values() for toxic, rewrites in texts.items()]
-
-
-class Links:
-    """Says whether a sentence is linked with one of these examples, as `sft.data.group_sources` links them."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.sources = {key for example in examples for key in link_keys(example.toxic)}
-        self.rewrites = {normalise(reference) for example in examples for reference in example.references}
-
-    def hold(self, example: Example) -> bool:
-        return (
-            normalise(example.toxic) in self.rewrites
-            or any(key in self.sources for key in link_keys(example.toxic))
-            or any(normalise(reference) in self.sources for reference in example.references)
-        )
+        return [
+            Example(toxic, tuple(rewrites))
+            for _, texts in self.kept.values()
+            for toxic, rewrites in texts.items()
+        ]
 
 
 def read_splits(config: DataConfig) -> tuple[Corpus, dict[str, list[Example]]]:
     """Read the data set that a recipe names, whole or streamed, and split it.
 
-    Of a streamed one the corpus holds what is kept of it, and its counts are of all rows; there a sentence that comes
-    again far behind is counted, and trained on, again.
+    Of a streamed one the corpus holds what is kept of it, and its counts are of all rows; there a sentence
+    that comes again far behind is counted, and trained on, again.
 
     Raises:
         DataError: see `sft.data.read_corpus`.
@@ -98,37 +75,45 @@ def read_splits(config: DataConfig) -> tuple[Corpus, dict[str, list[Example]]]:
     if not config.streaming:
         corpus = read_corpus(config)
         return corpus, split_examples(corpus.examples, config.validation, config.test, config.seed)
+    return read_streamed_splits(config)
+
+
+def read_streamed_splits(config: DataConfig) -> tuple[Corpus, dict[str, list[Example]]]:
+    """Read all rows once, and keep the held-out sentences and a sample of the others."""
     path, paths, source = find_files(config)
+    columns = find_columns(paths, config)
+    counts: Counter[str] = Counter()
+    kept = {"train": Smallest(SAMPLE), "validation": Smallest(HELD_OUT), "test": Smallest(HELD_OUT)}
+    for rows in stream_rows(path, paths, columns):
+        chunk = clean_rows(Table(source, rows))
+        counts.update(chunk.counts)
+        for example in chunk.examples:
+            key = normalise(example.toxic)
+            fraction = hash_fraction(key, config.seed)
+            bounds = {"test": config.test, "validation": config.test + config.validation, "train": 1.0}
+            split = next(name for name, bound in bounds.items() if fraction < bound)
+            if (
+                split == "train"
+            ):  # the sample goes by a fraction of its own, so that it is one of all training sentences
+                fraction = hash_fraction(f"sample {key}", config.seed)
+            kept[split].offer(fraction, key, example)
+    check_unchanged(path, paths, source)
+    found: dict[str, list[Example]] = {"test": kept["test"].examples()}
+    for split in ("validation", "train"):
+        links = Links([example for held_out in found.values() for example in held_out])
+        found[split] = [example for example in kept[split].examples() if not links.hold(example)]
+    splits = {split: found[split] for split in SPLITS}
+    return Corpus(source, [e for split in SPLITS for e in splits[split]], dict(counts), columns), splits
 
-    def read() -> dict[str, Any]:
-        columns = find_columns(paths, config)
-        counts: Counter[str] = Counter()
-        kept = {"train": Smallest(SAMPLE), "validation": Smallest(HELD_OUT), "test": Smallest(HELD_OUT)}
-        for rows in stream_rows(path, paths, columns):
-            chunk = clean_rows(Table(source, rows))
-            counts.update(chunk.counts)
-            for example in chunk.examples:
-                key = normalise(example.toxic)
-                fraction = hash_fraction(key, config.seed)
-                bounds = {"test": config.test, "validation": config.test + config.validation, "train": 1.0}
-                split = next(name for name, bound in bounds.items() if fraction < bound)
-                # The sample goes by a fraction of its own, so that it is one of all training sentences.
-                kept[split].offer(hash_fraction(f"sample {key}", config.seed) if split == "train" else fraction, key, example)
-        check_unchanged(path, paths, source)
-        splits: dict[str, list[Example]] = {"test": kept["test"].examples()}
-        for split in ("validation", "train"):
-            links = Links([example for held_out in splits.values() for example in held_out])
-            splits[split] = [example for example in kept[split].examples() if not links.hold(example)]
-        texts = {split: [[e.toxic, *e.references] for e in splits[split]] for split in SPLITS}
-        return {"splits": texts, "counts": dict(counts), "columns": columns}
 
-    key = ["stream", [*source.files.items()], config.toxic, config.neutral, config.validation, config.test, config.seed]
-    value = recall([*key, HELD_OUT, SAMPLE], read, config.cache)
-    splits = {
-        split: [Example(toxic, tuple(references)) for toxic, *references in texts] for split, texts in value["splits"].items()
-    }
-    examples = [example for split in SPLITS for example in splits[split]]
-    return Corpus(source, examples, value["counts"], tuple(value["columns"])), splits
+@dataclass(frozen=True)
+class RowSettings:
+    """How training rows are made of a stream."""
+
+    max_length: int | None  # tokens of a row
+    completion_only: bool
+    batch_size: int | None  # rows of like lengths together, in batches of that many; None: as they come
+    seed: int
 
 
 def stream_training_rows(
@@ -136,14 +121,9 @@ def stream_training_rows(
     corpus: Corpus,
     held_out: Sequence[Example],
     tokenizer: "PreTrainedTokenizerBase",
-    max_length: int | None,
-    completion_only: bool,
-    batch_size: int | None,
-    seed: int,
+    settings: RowSettings,
 ) -> Iterator[dict[str, list[int]]]:
-    """Yield the rows of `sft.data.tokenise_pairs` without end, epoch after epoch, shuffled within WINDOW rows.
-
-    With a `batch_size`, rows of like lengths stand together in batches of that many.
+    """Yield the rows of `tokenise_pairs` without end, epoch after epoch, shuffled within WINDOW rows.
 
     Raises:
         DataError: the files are no longer those of `corpus`.
@@ -158,7 +138,8 @@ def stream_training_rows(
     def read_epoch() -> Iterator[dict[str, list[int]]]:
         for rows in stream_rows(path, paths, corpus.columns):
             chunk = clean_rows(Table(corpus.source, rows)).examples
-            yield from tokenise_pairs([e for e in chunk if not links.hold(e)], tokenizer, max_length, completion_only).rows
+            chunk = [example for example in chunk if not links.hold(example)]
+            yield from tokenise_pairs(chunk, tokenizer, settings.max_length, settings.completion_only).rows
 
     for epoch in itertools.count():
         rows = read_epoch()
@@ -166,10 +147,15 @@ def stream_training_rows(
             window = list(itertools.islice(rows, WINDOW))
             if not window:
                 break
-            if batch_size is None:
-                random.Random(f"{seed}\n{epoch}\n{number}").shuffle(window)
+            if settings.batch_size is None:
+                random.Random(f"{settings.seed}\n{epoch}\n{number}").shuffle(window)
                 yield from window
                 continue
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + number)
+            generator = torch.Generator().manual_seed(
+                (settings.seed * 1_000_003 + epoch) * 1_000_003 + number
+            )
             lengths = [len(row["input_ids"]) for row in window]
-            yield from (window[index] for index in get_length_grouped_indices(lengths, batch_size, generator=generator))
+            yield from (
+                window[index]
+                for index in get_length_grouped_indices(lengths, settings.batch_size, generator=generator)
+            )

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from sft.recipe import PROJECT
+from sft.storage import PROJECT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out; those that need a Hub start their own double
 SHARED = PROJECT.parent / "shared" / "data"

@@ -2,14 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
 
-from eval.baselines import find_listed, fit_lexicon, split_words
 from sft.augment import find_stand_ins, insert_words, make_training_examples, swap_words
 from sft.data import Example, normalise
-from sft.recipe import DataConfig
+from sft.lexicon import find_listed, fit_lexicon, split_words
+from sft.schema import DataConfig
 
 LEXICON = ("crud", "darn", "heck")
 EXAMPLES = [Example(f"{rude} number {i} is here", (f"number {i} is here",)) for i in range(40) for rude in LEXICON]
@@ -97,17 +95,3 @@ def test_no_made_sentence_is_held_out() -> None:
     assert banned <= {normalise(pair.toxic) for name in ("swaps", "inserts") for pair in free[name]}
     made = make_training_examples(splits, data)
     assert banned.isdisjoint(normalise(pair.toxic) for name in ("swaps", "inserts") for pair in made[name])
-
-
-def test_what_was_made_is_recalled_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    splits = {"train": EXAMPLES, "validation": EXAMPLES[:2], "test": EXAMPLES[2:4]}
-    cached = replace(DATA, closest=True, cache=True)
-    made = make_training_examples(splits, cached)
-    assert made == make_training_examples(splits, replace(cached, cache=False))
-    monkeypatch.setattr("sft.augment.fit_lexicon", lambda _: pytest.fail("made again"))
-    assert make_training_examples(splits, cached) == made
-    changed = [(splits | {"test": []}, cached), *((splits, replace(cached, **{key: 2})) for key in ("swaps", "inserts", "seed"))]
-    for other_splits, other_data in [*changed, (splits, replace(cached, closest=False)), (splits, replace(cached, cache=False))]:
-        with pytest.raises(pytest.fail.Exception):
-            make_training_examples(other_splits, other_data)

@@ -9,8 +9,9 @@ from conftest import run_python
 
 from sft.model import Base, load_tokenizer, resolve_base
 from sft.prompt import format_prompt
-from sft.recipe import PROJECT, known_keys, load_recipe
-from sft.run_dir import read_json_lines
+from sft.recipe import load_recipe
+from sft.storage import PROJECT, read_json_lines
+from sft.trl_keys import known_keys
 
 FOLDER = PROJECT / "tests" / "benchmarks"
 

@@ -15,11 +15,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sft.bloom
 from sft.bloom import FusedBloomAttention, QuickDropout, SharedBias, fuse, read_positions
-from sft.check import inspect_recipe
+from sft.command import tell_once
 from sft.data import TokenRows
 from sft.model import load_base
-from sft.recipe import tell_once
-from sft.run_dir import RunDir, read_json_lines
+from sft.preflight import inspect_recipe
+from sft.run_dir import Run
+from sft.storage import read_json_lines
 from sft.train import Trainer, build_trainer, pack_rows
 
 PAD = 3
@@ -217,7 +218,7 @@ def test_dropout_keeps_share_and_mean(dtype: torch.dtype, p: float) -> None:
 
 
 def read_losses(root: Path) -> torch.Tensor:
-    return torch.tensor([line["loss"] for line in read_json_lines(RunDir(root).train_log) if "loss" in line])
+    return torch.tensor([line["loss"] for line in read_json_lines(Run(root).log_path) if "loss" in line])
 
 
 def test_packing_by_recipe(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def build_packing_trainer(mini_base: Path, small_data: Path, folder: Path) -> tu
     words += ["--bf16", "false", "--dtype", "float32", "--use_cpu", "true", "--output_dir", folder]
     preflight = inspect_recipe(str(TINY), [str(word) for word in words])
     model = load_base(preflight.recipe, preflight.base)
-    trainer = build_trainer(preflight, model, RunDir(folder), None, Console(stderr=True))
+    trainer = build_trainer(preflight, model, Run(folder), None, Console(stderr=True))
     torch.manual_seed(0)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # else LoRA's B is zero, and its A counts for nothing

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Main, run_python
 
-from sft.check import inspect_recipe, read_checked_splits
 from sft.data import Corpus, Example
-from sft.recipe import DataConfig, RecipeError, RecipeFaults, load_recipe
+from sft.preflight import inspect_recipe, read_checked_splits
+from sft.recipe import load_recipe
+from sft.schema import DataConfig, RecipeError, RecipeFaults
 from sft.stream import read_splits
 
 
@@ -99,7 +100,7 @@ def test_splits_that_leak_are_refused(mini_base: Path, small_data: Path, monkeyp
         corpus, splits = read_splits(config)
         return corpus, splits | {"train": [*splits["train"], *splits["test"][:2]]}
 
-    monkeypatch.setattr("sft.check.read_splits", leak)
+    monkeypatch.setattr("sft.preflight.read_splits", leak)
     (line,) = find_faults("--model_name_or_path", mini_base, "--data.source", small_data)
     assert re.fullmatch(r"--data\.source: the splits leak: '.*' stands in test and train, and 1 more\.", line)
 

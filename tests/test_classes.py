@@ -8,7 +8,8 @@ from eval.classes import Bleu, Chrf, Joint, Rouge
 from eval.metrics import compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
 from eval.toxicity import fit_toxicity
 from sft.data import read_corpus
-from sft.recipe import PROJECT, DataConfig
+from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 EXAMPLES = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples[:40]
 SOURCES = [example.toxic for example in EXAMPLES]

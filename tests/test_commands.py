@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import run_python
 
-from sft.run_dir import hash_file
+from sft.storage import hash_file
 
 COMMANDS = {
     "train": ["sft/run.py"],

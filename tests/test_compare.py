@@ -9,15 +9,16 @@ from conftest import Main
 
 from eval.compare import compare_runs
 from eval.results import GENERATED
-from sft.check import inspect_recipe
-from sft.recipe import InputError
-from sft.run_dir import Refusal, RunDir, read_json, read_json_lines, write_json, write_json_lines
+from sft.command import InputError, Refusal
+from sft.preflight import inspect_recipe
+from sft.run_dir import Run
+from sft.storage import read_json, read_json_lines, write_json, write_json_lines
 
 
 @pytest.fixture(scope="module")
-def better(mini_run: Path, tmp_path_factory: pytest.TempPathFactory, call_main: Main) -> RunDir:
+def better(mini_run: Path, tmp_path_factory: pytest.TempPathFactory, call_main: Main) -> Run:
     """The run, evaluated with people's rewrites for two of its predictions."""
-    run = RunDir(tmp_path_factory.mktemp("runs") / "better")
+    run = Run(tmp_path_factory.mktemp("runs") / "better")
     shutil.copytree(mini_run, run.root)
     lines = read_json_lines(run.eval / "predictions.jsonl")
     generated = {name: [line[name] for line in lines] for name in GENERATED if name in lines[0]}
@@ -26,14 +27,14 @@ def better(mini_run: Path, tmp_path_factory: pytest.TempPathFactory, call_main: 
     return run
 
 
-def evaluate_again(run: RunDir, generated: dict[str, list[str]], call_main: Main) -> None:
+def evaluate_again(run: Run, generated: dict[str, list[str]], call_main: Main) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eval.run.generate_systems", lambda *_: (generated, 1.0))
         call_main("eval.run", run.root)
 
 
-def test_scores_are_the_runs_own(mini_run: Path, better: RunDir) -> None:
-    comparison = compare_runs([RunDir(mini_run), better], 3)
+def test_scores_are_the_runs_own(mini_run: Path, better: Run) -> None:
+    comparison = compare_runs([Run(mini_run), better], 3)
     own = read_json(mini_run / "eval" / "results.json")["systems"]["adapter"]
     assert comparison["systems"][str(mini_run)] == own
     (pair,) = comparison["differences"]
@@ -48,12 +49,12 @@ def test_scores_are_the_runs_own(mini_run: Path, better: RunDir) -> None:
 
 def test_a_run_differs_from_its_copy_by_nothing(mini_run: Path, tmp_path: Path) -> None:
     shutil.copytree(mini_run, tmp_path / "same")
-    (difference,) = compare_runs([RunDir(mini_run), RunDir(tmp_path / "same")], 1)["differences"].values()
+    (difference,) = compare_runs([Run(mini_run), Run(tmp_path / "same")], 1)["differences"].values()
     assert all(score == {"value": 0, "low": 0, "high": 0} for score in difference.values())
 
 
 def test_changed_predictions_are_refused(mini_run: Path, tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "changed")
+    run = Run(tmp_path / "changed")
     shutil.copytree(mini_run, run.root)
     lines = read_json_lines(run.eval / "predictions.jsonl")
     for key, value, message in (
@@ -63,25 +64,25 @@ def test_changed_predictions_are_refused(mini_run: Path, tmp_path: Path) -> None
     ):
         write_json_lines(run.eval / "predictions.jsonl", [lines[0] | {key: value}, *lines[1:]])
         with pytest.raises(Refusal, match=message):
-            compare_runs([RunDir(mini_run), run], 1)
+            compare_runs([Run(mini_run), run], 1)
 
 
 def test_other_rows_are_refused(mini_run: Path, tmp_path: Path, call_main: Main) -> None:
     """A run whose data were split by another seed: as the training writes them, without its training."""
-    run = RunDir(tmp_path / "other")
+    run = Run(tmp_path / "other")
     shutil.copytree(mini_run, run.root)
-    preflight = inspect_recipe(str(run.recipe), ["--data.seed", "7"])
+    preflight = inspect_recipe(str(run.recipe_path), ["--data.seed", "7"])
     for split, examples in preflight.splits.items():
         lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
-        write_json_lines(run.split(split), lines)
-    write_json(run.manifest, preflight.describe_data())
+        write_json_lines(run.split_path(split), lines)
+    write_json(run.manifest_path, preflight.describe_data())
     texts = [example.toxic for example in preflight.splits["test"]]
     evaluate_again(run, {"adapter": texts}, call_main)
     with pytest.raises(InputError, match=f"{run.root}: its test split is not that of {mini_run}: their scores can't be compared"):
-        compare_runs([RunDir(mini_run), run], 1)
+        compare_runs([Run(mini_run), run], 1)
 
 
-def test_command(mini_run: Path, better: RunDir, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(mini_run: Path, better: Run, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     call_main("eval.compare", mini_run, better.root, "--rows", 1)
     output = capsys.readouterr().out
     assert "the interval of the paired difference holds 0" in output

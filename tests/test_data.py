@@ -7,24 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import PARADETOX, SHARED, needs_paradetox
 
-from sft.data import (
-    DataError,
-    Example,
-    Source,
-    Table,
-    clean_rows,
-    clean_text,
-    find_leaks,
-    group_sources,
-    hash_examples,
-    normalise,
-    read_corpus,
-    read_table,
-    split_examples,
-    tokenise_pairs,
-)
+from sft.data import Example, clean_rows, clean_text, normalise, read_corpus, tokenise_pairs
+from sft.files import DataError, Source, Table, read_table
 from sft.prompt import format_prompt
-from sft.recipe import PROJECT, DataConfig
+from sft.schema import DataConfig
+from sft.splits import find_leaks, group_sources, hash_examples, split_examples
+from sft.storage import PROJECT
 
 HEAD = b"toxic\tneutral1\tneutral2\n"
 KINDS = ".tsv, .csv, .jsonl, .parquet"

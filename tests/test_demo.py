@@ -17,8 +17,7 @@ from conftest import run_python
 from hub_double import Fault, HubDouble
 
 from publish.app import LONGEST, choose_quantization, describe_settings, mark_differences, tabulate_scores
-from sft.recipe import PROJECT
-from sft.run_dir import read_json
+from sft.storage import PROJECT, read_json
 
 if TYPE_CHECKING:
     from selenium import webdriver

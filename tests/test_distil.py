@@ -13,31 +13,31 @@ from conftest import Main, run_python
 
 from eval.distil import Candidate, check_teacher, choose_targets, offer_texts
 from eval.generate import Rewriter, find_adapter, load_rewriter, open_adapter
-from eval.rows import read_split
 from eval.toxicity import fit_toxicity
+from sft.command import InputError, Refusal, RunError
 from sft.data import Example
 from sft.prompt import format_prompt
-from sft.recipe import PROJECT, InputError
-from sft.run_dir import Refusal, RunDir, RunError, read_json, read_json_lines, write_json, write_text
+from sft.run_dir import Run
+from sft.storage import PROJECT, read_json, read_json_lines, write_json, write_text
 
 
 def test_every_training_sentence_has_one_target_of_those_offered(taught: tuple[Path, Path]) -> None:
-    run, path = RunDir(taught[0]), taught[1]
+    run, path = Run(taught[0]), taught[1]
     header, *rows = read_json_lines(path)
-    examples = read_split(run, "train")
+    examples = run.splits["train"]
     assert [row["id"] for row in rows] == [example.id for example in examples]
     people = [row["target"] in example.references for row, example in zip(rows, examples, strict=True)]
     assert [row["by"] == "people" for row in rows] == people
     assert header["from_people"] == sum(people)
     assert all(row["target"] != example.toxic for row, example in zip(rows, examples, strict=True))
     assert header["teacher"]["adapter"] == open_adapter(run).describe()
-    assert header["splits"] == {split: part["sha256"] for split, part in read_json(run.manifest)["splits"].items()}
+    assert header["splits"] == {split: part["sha256"] for split, part in read_json(run.manifest_path)["splits"].items()}
 
 
 def test_likelihoods_are_the_models_own(mini_run: Path) -> None:
     import torch
 
-    rewriter = load_rewriter(open_adapter(RunDir(mini_run)))
+    rewriter = load_rewriter(open_adapter(Run(mini_run)))
     pairs = [("you damn fool", "you"), ("shut up", "please be quiet now"), ("what a load of crap", "no"), ("x", "y z")]
     found = rewriter.measure_likelihood(pairs)
     for (text, answer), value in zip(pairs, found, strict=True):
@@ -49,7 +49,7 @@ def test_likelihoods_are_the_models_own(mini_run: Path) -> None:
 
 
 def test_large_vocabularies_are_scored_a_few_rows_at_a_time(mini_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rewriter = load_rewriter(open_adapter(RunDir(mini_run)))
+    rewriter = load_rewriter(open_adapter(Run(mini_run)))
     pairs = [("you damn fool", "you"), ("shut up you", "please be quiet now"), ("what a load", "no")]
     whole = rewriter.measure_likelihood(pairs)
     monkeypatch.setattr("eval.generate.LOGITS", 1)
@@ -57,7 +57,7 @@ def test_large_vocabularies_are_scored_a_few_rows_at_a_time(mini_run: Path, monk
 
 
 def test_beams_are_different_and_finished(mini_run: Path) -> None:
-    rewriter = load_rewriter(open_adapter(RunDir(mini_run)))
+    rewriter = load_rewriter(open_adapter(Run(mini_run)))
     (proposed, none) = rewriter.propose(["you damn fool", " "], 4)
     assert none == []
     assert len(set(proposed)) == len(proposed) <= 4
@@ -80,8 +80,8 @@ def test_neither_the_sentence_itself_nor_what_is_no_line_is_offered() -> None:
 
 
 def test_a_sentence_without_any_rewrite_has_no_target(mini_run: Path) -> None:
-    examples = read_split(RunDir(mini_run), "train")[:2]
-    rows = choose_targets(examples, [[], ["fine"]], [-1.0], fit_toxicity(read_split(RunDir(mini_run), "train")))
+    examples = Run(mini_run).splits["train"][:2]
+    rows = choose_targets(examples, [[], ["fine"]], [-1.0], fit_toxicity(Run(mini_run).splits["train"]))
     assert [row["id"] for row in rows] == [examples[1].id]
 
 
@@ -91,7 +91,7 @@ def test_interrupted_distillation_goes_on_and_gives_the_same_file(
     run, whole = taught
     small = tmp_path / "run"
     shutil.copytree(run, small)
-    write_text(RunDir(small).recipe, RunDir(small).recipe.read_text().replace("  batch_size: 64", "  batch_size: 16"))
+    write_text(Run(small).recipe_path, Run(small).recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 16"))
     output = tmp_path / "targets.jsonl"
     call_main("eval.distil", small, "--output", output, "--num_beams", 4)
     expected = output.read_bytes()
@@ -142,36 +142,36 @@ def test_two_processes_killed_and_gone_on_with_give_the_file_of_one(taught: tupl
 
 
 def test_a_teacher_that_knows_what_is_held_out_is_refused(mini_run: Path, tmp_path: Path) -> None:
-    teacher = RunDir(tmp_path / "teacher")
+    teacher = Run(tmp_path / "teacher")
     shutil.copytree(mini_run, teacher.root)
-    lines = {split: read_json_lines(teacher.split(split)) for split in ("train", "test")}
+    lines = {split: read_json_lines(teacher.split_path(split)) for split in ("train", "test")}
     swapped = {"train": lines["test"], "test": lines["train"]}
-    from sft.data import hash_examples
-    from sft.run_dir import write_json_lines
+    from sft.splits import hash_examples
+    from sft.storage import write_json_lines
 
-    manifest = read_json(teacher.manifest)
+    manifest = read_json(teacher.manifest_path)
     for split, rows in swapped.items():
-        write_json_lines(teacher.split(split), rows)
+        write_json_lines(teacher.split_path(split), rows)
         examples = [Example(row["toxic"], tuple(row["references"])) for row in rows]
         manifest["splits"][split]["sha256"] = hash_examples(examples)
-    write_json(teacher.manifest, manifest)
-    adapter = open_adapter(RunDir(mini_run))
+    write_json(teacher.manifest_path, manifest)
+    adapter = open_adapter(Run(mini_run))
     message = f"it was trained on {len(lines['test'])} sentences of the test split of {mini_run}"
     with pytest.raises(Refusal, match=message):
-        check_teacher(str(teacher.root), adapter, RunDir(mini_run))
+        check_teacher(str(teacher.root), adapter, Run(mini_run))
 
 
 def test_a_teacher_taught_by_an_unknown_one_is_unknown(mini_run: Path, tmp_path: Path) -> None:
-    teacher = RunDir(tmp_path / "teacher")
+    teacher = Run(tmp_path / "teacher")
     shutil.copytree(mini_run, teacher.root)
-    adapter = open_adapter(RunDir(mini_run))
-    assert check_teacher(str(teacher.root), adapter, RunDir(mini_run)) == "nothing held out"
-    manifest = read_json(teacher.manifest)
+    adapter = open_adapter(Run(mini_run))
+    assert check_teacher(str(teacher.root), adapter, Run(mini_run)) == "nothing held out"
+    manifest = read_json(teacher.manifest_path)
     manifest["targets"] = {"teacher": {"has_seen": "unknown"}}
-    write_json(teacher.manifest, manifest)
-    assert check_teacher(str(teacher.root), adapter, RunDir(mini_run)) == "unknown"
-    write_json(teacher.manifest, manifest | {"targets": None, "streaming": True})
-    assert check_teacher(str(teacher.root), adapter, RunDir(mini_run)) == "unknown"
+    write_json(teacher.manifest_path, manifest)
+    assert check_teacher(str(teacher.root), adapter, Run(mini_run)) == "unknown"
+    write_json(teacher.manifest_path, manifest | {"targets": None, "streaming": True})
+    assert check_teacher(str(teacher.root), adapter, Run(mini_run)) == "unknown"
 
 
 def test_what_a_published_teacher_has_seen_is_told_by_its_splits(mini_run: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_what_a_published_teacher_has_seen_is_told_by_its_splits(mini_run: Path,
         write_json(folder / "results.json", results | {"data": data | ({} if splits is None else {"splits": splits})})
         from dataclasses import replace
 
-        assert check_teacher("owner/name", replace(adapter, folder=folder), RunDir(mini_run)) == seen
+        assert check_teacher("owner/name", replace(adapter, folder=folder), Run(mini_run)) == seen
 
 
 def test_another_file_is_not_replaced(mini_run: Path, call_main: Main, tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_hub_id_alone_names_no_sentences(call_main: Main) -> None:
 
 
 def test_a_streamed_run_has_no_sentences_to_rewrite(mini_run: Path, call_main: Main, tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
+    run = Run(tmp_path / "run")
     shutil.copytree(mini_run, run.root)
-    write_json(run.manifest, read_json(run.manifest) | {"streaming": True})
+    write_json(run.manifest_path, read_json(run.manifest_path) | {"streaming": True})
     with pytest.raises(RunError, match="its training rows were streamed"):
         call_main("eval.distil", run.root)
 

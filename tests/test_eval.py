@@ -12,38 +12,29 @@ import psutil
 import pytest
 from conftest import Main, run_python
 
-from eval.baselines import choose_shots, delete_listed, fit_lexicon
 from eval.generate import PREFIX_CACHING, GenerationSettings, Rewriter, find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
-from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_split, read_unrewritten
+from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_shots, choose_unrewritten, read_unrewritten
 from eval.toxicity import fit_toxicity
-from sft.data import Example, hash_examples
+from sft.command import InputError, Refusal, RunError, tell_once
+from sft.data import Example
+from sft.lexicon import delete_listed, fit_lexicon
 from sft.model import load_tokenizer, resolve_base
 from sft.prompt import format_prompt
-from sft.recipe import PROJECT, InputError, tell_once
-from sft.run_dir import (
-    Refusal,
-    RunDir,
-    RunError,
-    hash_file,
-    open_run,
-    read_json,
-    read_json_lines,
-    write_json,
-    write_json_lines,
-    write_text,
-)
+from sft.run_dir import Run, open_run
+from sft.splits import hash_examples
+from sft.storage import PROJECT, hash_file, read_json, read_json_lines, write_json, write_json_lines, write_text
 
 TEXTS = ["you damn fool", "shut up", "what a load of crap , i want my money back right now please", "get out of my way , idiot"]
 
 
 @pytest.fixture
-def own_run(mini_run: Path, tmp_path: Path) -> RunDir:
+def own_run(mini_run: Path, tmp_path: Path) -> Run:
     """A copy of the run that a test may change."""
     shutil.copytree(mini_run, tmp_path / "run")
-    return RunDir(tmp_path / "run")
+    return Run(tmp_path / "run")
 
 
 def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
@@ -54,7 +45,7 @@ def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
     assert [(line["toxic"], line["references"]) for line in lines] == [(line["toxic"], line["references"]) for line in test]
     references = [line["references"] for line in lines]
     outputs = {"adapter": [line["prediction"] for line in lines]}
-    train = read_split(RunDir(mini_run), "train")
+    train = Run(mini_run).splits["train"]
     outputs |= {name: [line[name] for line in lines] for name in GENERATED}
     outputs["delete"] = [delete_listed(line["toxic"], fit_lexicon(train)) for line in lines]
     outputs["copy"] = sources = [line["toxic"] for line in lines]
@@ -95,7 +86,7 @@ def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     lines = read_json_lines(mini_run / "eval" / "predictions.jsonl")
-    adapter = open_adapter(RunDir(mini_run))
+    adapter = open_adapter(Run(mini_run))
     rewriter = load_rewriter(adapter, tuned=False)
     assert rewriter.rewrite([line["toxic"] for line in lines]) == [line["base"] for line in lines]
     tuned = dict(load_rewriter(adapter).model.named_parameters())
@@ -121,14 +112,14 @@ def test_generation_computes_in_the_recipes_dtype_where_the_cpu_can(
     import torch
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": fast})
-    adapter = open_adapter(RunDir(mini_run))
+    adapter = open_adapter(Run(mini_run))
     adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": dtype, "attn_implementation": attention})
     assert {weight.dtype for weight in load_rewriter(adapter).model.parameters()} == {getattr(torch, expected)}
 
 
-def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main) -> None:
-    text = own_run.recipe.read_text()
-    write_text(own_run.recipe, text.replace("  - delete\n  - base\n  - few_shot\n  - human\n", ""))
+def test_recipe_says_which_baselines_are_scored(own_run: Run, call_main: Main) -> None:
+    text = own_run.recipe_path.read_text()
+    write_text(own_run.recipe_path, text.replace("  - delete\n  - base\n  - few_shot\n  - human\n", ""))
     call_main("eval.run", own_run.root, "--limit", 3)
     results = read_json(own_run.eval / "test-first-3" / "results.json")
     assert list(results["systems"]) == ["adapter", "copy"]
@@ -137,16 +128,16 @@ def test_recipe_says_which_baselines_are_scored(own_run: RunDir, call_main: Main
 
 
 def test_results_are_bound_to_adapter_base_and_data(mini_run: Path) -> None:
-    results, run = read_json(mini_run / "eval" / "results.json"), RunDir(mini_run)
+    results, run = read_json(mini_run / "eval" / "results.json"), Run(mini_run)
     assert results["adapter"]["sha256"] == hash_file(run.adapter_weights)
-    assert results["base"] == read_json(run.environment)["base"]
-    assert results["data"]["sha256"] == read_json(run.manifest)["splits"]["test"]["sha256"]
-    assert results["data"]["rows"] == results["data"]["rows_of"] == len(read_json_lines(run.split("test")))
+    assert results["base"] == read_json(run.environment_path)["base"]
+    assert results["data"]["sha256"] == read_json(run.manifest_path)["splits"]["test"]["sha256"]
+    assert results["data"]["rows"] == results["data"]["rows_of"] == len(read_json_lines(run.split_path("test")))
     assert str(Path.home()) not in json.dumps(results)
     assert "/tmp" not in json.dumps(results)
 
 
-def test_limit_and_split_do_not_replace_the_full_evaluation(own_run: RunDir, call_main: Main) -> None:
+def test_limit_and_split_do_not_replace_the_full_evaluation(own_run: Run, call_main: Main) -> None:
     before = (own_run.eval / "results.json").read_bytes()
     call_main("eval.run", own_run.root, "--limit", 2)
     call_main("eval.run", own_run.root, "--split", "validation", "--limit", 3)
@@ -156,15 +147,15 @@ def test_limit_and_split_do_not_replace_the_full_evaluation(own_run: RunDir, cal
     assert read_json(own_run.eval / "validation-first-3" / "results.json")["data"]["split"] == "validation"
 
 
-def test_source_leaves_out_what_the_run_has_seen(own_run: RunDir, call_main: Main, tmp_path: Path) -> None:
-    trained = read_json_lines(own_run.split("train"))[:3]
+def test_source_leaves_out_what_the_run_has_seen(own_run: Run, call_main: Main, tmp_path: Path) -> None:
+    trained = read_json_lines(own_run.split_path("train"))[:3]
     text = "toxic\tneutral1\n" + "".join(f"{line['toxic'].upper()} !!\tx\n" for line in trained) + "a damn new one\tA new one.\n"
     write_text(tmp_path / "other.tsv", text)
     call_main("eval.run", own_run.root, "--source", tmp_path / "other.tsv")
     (folder,) = (own_run.eval / "sources").glob("other-*")
     data = read_json(folder / "results.json")["data"]
     assert (data["rows"], data["left_out_as_seen"], data["source"]) == (1, 3, "other.tsv")
-    near = next(line["toxic"] for line in read_json_lines(own_run.split("train")) if len(line["toxic"].split()) > 8)
+    near = next(line["toxic"] for line in read_json_lines(own_run.split_path("train")) if len(line["toxic"].split()) > 8)
     added = f"well {near}\tx\na rude one\t{trained[0]['toxic']}\n"
     write_text(tmp_path / "near.tsv", text + added)
     assert choose_rows(own_run, str(tmp_path / "near.tsv"), "test", None).description["left_out_as_seen"] == 5
@@ -215,9 +206,9 @@ def test_broken_file_of_unrewritten_sentences_is_told(tmp_path: Path, name: str,
 
 
 def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path, tmp_path: Path) -> None:
-    run = RunDir(mini_run)
-    seen = [read_split(run, "train")[0].toxic.upper(), read_split(run, "validation")[0].references[0]]
-    long = next(example.toxic for example in read_split(run, "train") if len(example.toxic.split()) > 8)
+    run = Run(mini_run)
+    seen = [run.splits["train"][0].toxic.upper(), run.splits["validation"][0].references[0]]
+    long = next(example.toxic for example in run.splits["train"] if len(example.toxic.split()) > 8)
     seen.append(f"{long} indeed")
     texts = [f"damn number {number}" for number in range(MOST_UNREWRITTEN + 5)]
     write_text(tmp_path / "one.txt", "\n".join([*seen, *texts]))
@@ -233,7 +224,7 @@ def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path
 
 
 def test_unrewritten_sentences_are_scored_shown_and_published(
-    own_run: RunDir, call_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own_run: Run, call_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import jsonschema
 
@@ -244,7 +235,7 @@ def test_unrewritten_sentences_are_scored_shown_and_published(
     jsonschema.validate(results, read_json(PROJECT / "eval" / "results.schema.json"))
     slices = {part["slice"]: part for part in results["unrewritten"]["slices"]}
     assert {name: part["rows"] for name, part in slices.items()} == {"all": 3, "not_toxic": 1, "toxic_content": 1, "unclear": 1}
-    model, texts = fit_toxicity(read_split(own_run, "train")), [line["toxic"] for line in lines]
+    model, texts = fit_toxicity(own_run.splits["train"]), [line["toxic"] for line in lines]
     assert slices["all"]["systems"]["copy"]["toxicity"]["value"] == pytest.approx(sum(model.predict(texts)) / 3)
     (day,) = (line["scores"] for line in lines if line["toxic"] == "what a damn day")
     assert slices["not_toxic"]["systems"]["adapter"]["joint"]["value"] == pytest.approx(day["joint"], abs=1e-4)
@@ -266,29 +257,29 @@ def test_unrewritten_sentences_are_scored_shown_and_published(
     call_main("publish.run", own_run.root)
 
 
-def test_changed_test_split_is_refused(own_run: RunDir) -> None:
-    lines = own_run.split("test").read_text().splitlines(keepends=True)
-    write_text(own_run.split("test"), "".join(lines[1:]))
+def test_changed_test_split_is_refused(own_run: Run) -> None:
+    lines = own_run.split_path("test").read_text().splitlines(keepends=True)
+    write_text(own_run.split_path("test"), "".join(lines[1:]))
     with pytest.raises(RunError, match="not the test split that the run was made with"):
         choose_rows(own_run, None, "test", None)
 
 
-def test_leak_is_refused_though_the_manifest_fits_it(own_run: RunDir, call_main: Main) -> None:
-    lines = read_json_lines(own_run.split("train")) + read_json_lines(own_run.split("test"))[:1]
-    write_json_lines(own_run.split("train"), lines)
-    manifest = read_json(own_run.manifest)
+def test_leak_is_refused_though_the_manifest_fits_it(own_run: Run, call_main: Main) -> None:
+    lines = read_json_lines(own_run.split_path("train")) + read_json_lines(own_run.split_path("test"))[:1]
+    write_json_lines(own_run.split_path("train"), lines)
+    manifest = read_json(own_run.manifest_path)
     manifest["splits"]["train"]["sha256"] = hash_examples([Example(line["toxic"], tuple(line["references"])) for line in lines])
-    write_json(own_run.manifest, manifest)
+    write_json(own_run.manifest_path, manifest)
     shutil.rmtree(own_run.eval)
     with pytest.raises(Refusal, match=r"the splits leak: '.*' stands in test and train, and 0 more\. .* Train again"):
         call_main("eval.run", own_run.root)
     assert not own_run.eval.exists()
 
 
-def test_source_is_read_by_the_recipes_columns_or_by_a_layout(own_run: RunDir, tmp_path: Path) -> None:
-    text = own_run.recipe.read_text()
+def test_source_is_read_by_the_recipes_columns_or_by_a_layout(own_run: Run, tmp_path: Path) -> None:
+    text = own_run.recipe_path.read_text()
     assert "  toxic: null\n  neutral: null\n" in text
-    write_text(own_run.recipe, text.replace("  toxic: null\n  neutral: null\n", "  toxic: rude\n  neutral: [kind]\n"))
+    write_text(own_run.recipe_path, text.replace("  toxic: null\n  neutral: null\n", "  toxic: rude\n  neutral: [kind]\n"))
     for header in ("rude\tkind\n", "toxic\tneutral1\n"):
         write_text(tmp_path / "other.tsv", header + "a damn new one\tA new one.\n")
         rows = choose_rows(own_run, str(tmp_path / "other.tsv"), "test", None)
@@ -300,22 +291,22 @@ def test_source_is_read_by_the_recipes_columns_or_by_a_layout(own_run: RunDir, t
         choose_rows(own_run, str(tmp_path / "other.tsv"), "test", None)
 
 
-def test_changed_prompt_is_refused(own_run: RunDir) -> None:
-    manifest = read_json(own_run.manifest)
-    write_json(own_run.manifest, manifest | {"prompt": "### detoxified:\n{text}"})
+def test_changed_prompt_is_refused(own_run: Run) -> None:
+    manifest = read_json(own_run.manifest_path)
+    write_json(own_run.manifest_path, manifest | {"prompt": "### detoxified:\n{text}"})
     with pytest.raises(RunError, match="trained with another prompt"):
         open_adapter(own_run)
 
 
-def test_changed_base_is_refused(own_run: RunDir) -> None:
-    environment = read_json(own_run.environment)
+def test_changed_base_is_refused(own_run: Run) -> None:
+    environment = read_json(own_run.environment_path)
     environment["base"]["weights"] = {"model.safetensors": "0" * 64}
-    write_json(own_run.environment, environment)
+    write_json(own_run.environment_path, environment)
     with pytest.raises(RunError, match="no longer the one that the adapter was trained on"):
         open_adapter(own_run)
 
 
-def test_unfinished_run_is_refused_with_the_command_that_mends_it(own_run: RunDir) -> None:
+def test_unfinished_run_is_refused_with_the_command_that_mends_it(own_run: Run) -> None:
     shutil.rmtree(own_run.adapter)
     with pytest.raises(RunError, match=r"its training did not finish .* Go on with: accelerate launch sft/run\.py"):
         open_run(own_run.root)
@@ -339,15 +330,15 @@ def test_rewrites_do_not_depend_on_company(mini_run: Path) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("shots", [0, 2])
 def test_prefix_caching_computes_less_of_the_same(mini_run: Path, beams: int, shots: int) -> None:
-    run, read = RunDir(mini_run), []
+    run, read = Run(mini_run), []
     adapter = open_adapter(run)
     settings = dataclasses.replace(adapter.settings, num_beams=beams, max_new_tokens=8)
     adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": "float32"}, settings=settings)
     cached = load_rewriter(adapter)
     plain = dataclasses.replace(cached, settings=dataclasses.replace(settings, prefix_caching=False))
     cached.model.register_forward_pre_hook(lambda *call: read.append(call[-1]["input_ids"].numel()), with_kwargs=True)
-    texts = [example.toxic for example in read_split(run, "test")]
-    solved = read_split(run, "train")[:shots]
+    texts = [example.toxic for example in run.splits["test"]]
+    solved = run.splits["train"][:shots]
     rewrites, tokens = [], []
     for rewriter in (plain, cached):
         read.clear()
@@ -423,7 +414,7 @@ def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
     from sft.recipe import load_recipe
 
     recipe = load_recipe(mini_run / "recipe.yaml")
-    adapter = open_adapter(RunDir(mini_run))
+    adapter = open_adapter(Run(mini_run))
     trained = PeftModel.from_pretrained(load_base(recipe, resolve_base(recipe.trl["model_name_or_path"])), str(adapter.folder))
     merged = load_rewriter(adapter).model
     ids = torch.arange(4, 60).reshape(2, 28)
@@ -432,12 +423,12 @@ def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
     assert (reference - logits).abs().max() < 0.05 * reference.abs().max()
 
 
-def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: RunDir, call_main: Main) -> None:
+def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: Run, call_main: Main) -> None:
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel
 
     whole = read_json_lines(own_run.eval / "predictions.jsonl")
-    write_text(own_run.recipe, own_run.recipe.read_text().replace("merge_adapter: true", "merge_adapter: false"))
+    write_text(own_run.recipe_path, own_run.recipe_path.read_text().replace("merge_adapter: true", "merge_adapter: false"))
     adapter = open_adapter(own_run)
     model = load_rewriter(adapter).model
     assert isinstance(model, PeftModel)
@@ -493,7 +484,7 @@ def test_detoxify_says_which_line_is_not_utf8(mini_run: Path) -> None:
     import subprocess
     import sys
 
-    from sft.recipe import PROJECT
+    from sft.storage import PROJECT
 
     command = [sys.executable, "-m", "eval.detoxify", str(mini_run)]
     done = subprocess.run(command, cwd=PROJECT, input=b"fine\ncaf\xe9\n", capture_output=True, timeout=300)
@@ -562,10 +553,10 @@ def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(mini_run
 
 
 def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
-    own_run: RunDir, call_main: Main, monkeypatch: pytest.MonkeyPatch
+    own_run: Run, call_main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = own_run.recipe.read_text().replace("  batch_size: 64", "  batch_size: 4")
-    write_text(own_run.recipe, text)
+    text = own_run.recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 4")
+    write_text(own_run.recipe_path, text)
     generate_batch, batches = Rewriter.generate_batch, []
 
     def note(self: Rewriter, prompts: list[list[int]], prefix: object) -> list[str]:
@@ -606,8 +597,8 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     assert not (own_run.eval / "unfinished").exists()
 
 
-def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(own_run: RunDir, call_main: Main) -> None:
-    write_text(own_run.recipe, own_run.recipe.read_text().replace("  batch_size: 64", "  batch_size: 4"))
+def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(own_run: Run, call_main: Main) -> None:
+    write_text(own_run.recipe_path, own_run.recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 4"))
     call_main("eval.run", own_run.root)
     whole = (own_run.eval / "predictions.jsonl").read_bytes()
     shutil.rmtree(own_run.eval)
@@ -638,8 +629,8 @@ def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(own_
 
 
 def test_few_shot_prompts_are_solved_examples_and_the_text(mini_run: Path) -> None:
-    run = RunDir(mini_run)
-    shots = choose_shots(read_split(run, "train"))
+    run = Run(mini_run)
+    shots = choose_shots(run.splits["train"])
     assert len(shots) == 4
     rewriter = load_rewriter(open_adapter(run), tuned=False)
     ids = rewriter.tokenise_shots(shots)

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from trl.kernels import ChunkedLogProbFunction
 
 import sft.loss
+from sft.command import tell_once
 from sft.loss import FrozenHeadLogProbs, LogProbs, choose_loss
-from sft.recipe import tell_once
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
 

@@ -10,11 +10,12 @@ import torch
 from conftest import TINY, Main
 
 import sft.memory
-from sft.check import inspect_recipe
 from sft.memory import Fit, Ledger, Memory, estimate_memory, find_batch, find_change, fits, trace_step
 from sft.model import build_model_config, load_base, resolve_base
-from sft.recipe import Recipe, RecipeError, load_recipe
-from sft.run_dir import read_json
+from sft.preflight import inspect_recipe
+from sft.recipe import load_recipe
+from sft.schema import Recipe, RecipeError
+from sft.storage import read_json
 
 ROWS = [{"input_ids": list(range(4, 4 + n)), "labels": [-100] * (n - 7) + [5] * 7} for n in (20, 44, 31, 44)]
 

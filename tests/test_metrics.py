@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from conftest import PARADETOX, needs_paradetox, run_python
 
-from eval.baselines import find_listed
 from eval.metrics import compute_scores
 from eval.toxicity import fit_toxicity
 from sft.data import Example, read_corpus
-from sft.recipe import PROJECT, DataConfig
+from sft.lexicon import find_listed
+from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 
 def corrupt(examples: list[Example]) -> list[str]:

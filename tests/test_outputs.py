@@ -8,9 +8,10 @@ from conftest import Main, run_python
 
 from eval.metrics import compute_scores
 from eval.outputs import leave_out, read_predictions, read_references, score_files
+from sft.command import InputError
 from sft.data import Example, read_corpus
-from sft.recipe import PROJECT, DataConfig, InputError
-from sft.run_dir import hash_file
+from sft.schema import DataConfig
+from sft.storage import PROJECT, hash_file
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 EXAMPLES = read_corpus(DataConfig(source=str(CORPUS))).examples[:1000]

@@ -11,7 +11,8 @@ import pytest
 
 from eval.page import find_changes, mask_words, render_page
 from eval.stress import SWEARING
-from sft.run_dir import RunDir, read_json, read_json_lines
+from sft.run_dir import Run
+from sft.storage import read_json, read_json_lines
 
 EVIL = '<img src=x onerror="document.title=1"> {{ 7 * 7 }} "><script>document.title=2</script> damn & fool'
 
@@ -19,7 +20,7 @@ EVIL = '<img src=x onerror="document.title=1"> {{ 7 * 7 }} "><script>document.ti
 @pytest.fixture(scope="module")
 def page(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with hostile samples of a run."""
-    run = RunDir(mini_run)
+    run = Run(mini_run)
     lines = read_json_lines(run.eval / "predictions.jsonl")[:3]
     for line in lines:
         line |= {"toxic": EVIL, "prediction": EVIL.replace("damn ", ""), "base": EVIL, "references": [EVIL]}

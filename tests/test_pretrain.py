@@ -7,8 +7,12 @@ from types import ModuleType
 
 import pytest
 
-from sft.data import normalise, read_corpus, split_examples
-from sft.recipe import PROJECT, DataConfig, InputError, load_recipe
+from sft.command import InputError
+from sft.data import normalise, read_corpus
+from sft.recipe import load_recipe
+from sft.schema import DataConfig
+from sft.splits import split_examples
+from sft.storage import PROJECT
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 

@@ -19,8 +19,10 @@ from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
 from eval.report import tabulate_protocol
 from publish.plan import write_publish_folder
 from sft import recipe
+from sft.command import Refusal
 from sft.data import Example
-from sft.run_dir import Refusal, RunDir, read_json, read_json_lines, write_json, write_json_lines
+from sft.run_dir import Run
+from sft.storage import read_json, read_json_lines, write_json, write_json_lines
 
 GOOD, BAD = (
     ["a good day", "what a good plan", "the plan is good", "a day"],
@@ -254,7 +256,7 @@ def test_signatures_name_models_and_formulas() -> None:
 
 
 def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
+    run = Run(tmp_path / "run")
     shutil.copytree(mini_run, run.root)
     lines, results = read_json_lines(run.eval / "predictions.jsonl"), read_json(run.eval / "results.json")
     commits = dict.fromkeys(PROTOCOLS["pan-2024"].models.values(), "0" * 40)

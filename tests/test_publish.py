@@ -30,20 +30,22 @@ from publish.card import (
     write_samples,
 )
 from publish.plan import read_facts, write_publish_folder
-from sft.recipe import PROJECT, load_recipe
-from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines, write_json, write_json_lines
+from sft.command import Refusal, RunError
+from sft.recipe import load_recipe
+from sft.run_dir import Run
+from sft.storage import PROJECT, hash_file, read_json, read_json_lines, write_json, write_json_lines
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 EVIL = 'a | b <img src=x onerror="alert(1)"> `c` [d](http://e.org) $f$ **g**\n# h'
 
 
 @pytest.fixture
-def own_run(mini_run: Path, tmp_path: Path) -> RunDir:
+def own_run(mini_run: Path, tmp_path: Path) -> Run:
     shutil.copytree(mini_run, tmp_path / "run")
-    return RunDir(tmp_path / "run")
+    return Run(tmp_path / "run")
 
 
-def test_folder_holds_exactly_the_planned_files(own_run: RunDir, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_holds_exactly_the_planned_files(own_run: Run, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     call_main("publish.run", own_run.root)
     assert {str(path.relative_to(own_run.publish)) for path in own_run.publish.rglob("*") if path.is_file()} == {
         "README.md",
@@ -66,7 +68,7 @@ def test_folder_holds_exactly_the_planned_files(own_run: RunDir, call_main: Main
             assert str(own_run.root.parent).encode() not in path.read_bytes(), f"{path.name} holds a path of this machine"
 
 
-def test_making_it_again_replaces_it(own_run: RunDir) -> None:
+def test_making_it_again_replaces_it(own_run: Run) -> None:
     write_publish_folder(own_run)
     (own_run.publish / "stray.bin").write_bytes(b"x")
     first = {path: path.read_bytes() for path in own_run.publish.rglob("*") if path.is_file() and path.name != "stray.bin"}
@@ -74,7 +76,7 @@ def test_making_it_again_replaces_it(own_run: RunDir) -> None:
     assert first == {path: path.read_bytes() for path in own_run.publish.rglob("*") if path.is_file()}
 
 
-def test_card_metadata(own_run: RunDir) -> None:
+def test_card_metadata(own_run: Run) -> None:
     write_publish_folder(own_run)
     text = (own_run.publish / "README.md").read_text()
     metadata = yaml.safe_load(text.split("---\n")[1])
@@ -105,14 +107,14 @@ def change(path: Path, *keys: str, value: Any) -> None:
         (("data", "sha256"), "0" * 64, "its scores are of other rows than the run's test split"),
     ],
 )
-def test_scores_of_something_else_are_refused(own_run: RunDir, keys: tuple[str, ...], value: str, message: str) -> None:
+def test_scores_of_something_else_are_refused(own_run: Run, keys: tuple[str, ...], value: str, message: str) -> None:
     change(own_run.eval / "results.json", *keys, value=value)
     with pytest.raises(RunError, match=message + r"\. Evaluate again: accelerate launch eval/run\.py"):
         write_publish_folder(own_run)
     assert not own_run.publish.exists()
 
 
-def test_adapter_changed_after_the_evaluation_is_refused(own_run: RunDir) -> None:
+def test_adapter_changed_after_the_evaluation_is_refused(own_run: Run) -> None:
     content = bytearray(own_run.adapter_weights.read_bytes())
     content[-1] ^= 1
     own_run.adapter_weights.write_bytes(content)
@@ -127,7 +129,7 @@ def test_adapter_changed_after_the_evaluation_is_refused(own_run: RunDir) -> Non
         ("revision", "0" * 40, r"was changed after the evaluation \(its SHA-256 differs\)"),
     ],
 )
-def test_config_changed_after_the_evaluation_is_refused(own_run: RunDir, key: str, value: Any, message: str) -> None:
+def test_config_changed_after_the_evaluation_is_refused(own_run: Run, key: str, value: Any, message: str) -> None:
     change(own_run.adapter_config, key, value=value)
     with pytest.raises(Refusal, match=rf"adapter_config\.json: {message}\. Evaluate again: accelerate launch eval/run\.py"):
         write_publish_folder(own_run)
@@ -135,14 +137,14 @@ def test_config_changed_after_the_evaluation_is_refused(own_run: RunDir, key: st
 
 
 @pytest.mark.parametrize(("key", "value"), [("revision", "0" * 40), ("base_model_name_or_path", "me/other")])
-def test_config_of_another_base_is_refused(own_run: RunDir, key: str, value: str) -> None:
+def test_config_of_another_base_is_refused(own_run: Run, key: str, value: str) -> None:
     change(own_run.adapter_config, key, value=value)
     change(own_run.eval / "results.json", "adapter", "config_sha256", value=hash_file(own_run.adapter_config))
     with pytest.raises(Refusal, match=r"names another base model or revision than results\.json\. Evaluate again"):
         write_publish_folder(own_run)
 
 
-def test_results_without_the_hash_of_the_config_are_not_published(own_run: RunDir) -> None:
+def test_results_without_the_hash_of_the_config_are_not_published(own_run: Run) -> None:
     results = read_json(own_run.eval / "results.json")
     del results["adapter"]["config_sha256"]
     write_json(own_run.eval / "results.json", results)
@@ -150,13 +152,13 @@ def test_results_without_the_hash_of_the_config_are_not_published(own_run: RunDi
         write_publish_folder(own_run)
 
 
-def test_scores_that_are_not_those_of_the_predictions_are_refused(own_run: RunDir) -> None:
+def test_scores_that_are_not_those_of_the_predictions_are_refused(own_run: Run) -> None:
     change(own_run.eval / "results.json", "systems", "adapter", "bleu", "value", value=94.0)
     with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
         write_publish_folder(own_run)
 
 
-def test_results_of_another_version_are_refused(own_run: RunDir) -> None:
+def test_results_of_another_version_are_refused(own_run: Run) -> None:
     change(own_run.eval / "results.json", "schema", value=1)
     with pytest.raises(RunError, match=r"made by another version of this project\. Evaluate again: accelerate launch"):
         write_publish_folder(own_run)
@@ -173,20 +175,20 @@ def test_results_of_another_version_are_refused(own_run: RunDir) -> None:
         ("toxicity_accuracy",),
     ],
 )
-def test_baselines_and_differences_are_held_against_the_predictions_too(own_run: RunDir, keys: tuple[str, ...]) -> None:
+def test_baselines_and_differences_are_held_against_the_predictions_too(own_run: Run, keys: tuple[str, ...]) -> None:
     change(own_run.eval / "results.json", *keys, value=1.5)
     with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
         write_publish_folder(own_run)
 
 
-def test_predictions_of_other_rows_are_refused(own_run: RunDir) -> None:
+def test_predictions_of_other_rows_are_refused(own_run: Run) -> None:
     lines = read_json_lines(own_run.eval / "predictions.jsonl")
     write_json_lines(own_run.eval / "predictions.jsonl", lines[1:] + lines[:1])
     with pytest.raises(RunError, match="not the rows of the run's test split"):
         write_publish_folder(own_run)
 
 
-def test_a_prediction_changed_afterwards_is_refused(own_run: RunDir) -> None:
+def test_a_prediction_changed_afterwards_is_refused(own_run: Run) -> None:
     lines = read_json_lines(own_run.eval / "predictions.jsonl")
     lines[3]["prediction"] = lines[3]["references"][0]
     write_json_lines(own_run.eval / "predictions.jsonl", lines)
@@ -194,7 +196,7 @@ def test_a_prediction_changed_afterwards_is_refused(own_run: RunDir) -> None:
         write_publish_folder(own_run)
 
 
-def test_run_without_evaluation_is_refused(own_run: RunDir) -> None:
+def test_run_without_evaluation_is_refused(own_run: Run) -> None:
     shutil.rmtree(own_run.eval)
     done = run_python("-m", "publish.run", own_run.root)
     assert done.returncode == 2
@@ -462,7 +464,7 @@ def test_people_are_not_compared_on_other_rows() -> None:
 
 
 def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
-    facts = read_facts(RunDir(mini_run))
+    facts = read_facts(Run(mini_run))
     sta = {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "pan-2024|STA"}
     part = {"protocol": "pan-2024", "source": "", "note": "", "models": {"m": "c"}, "systems": {"adapter": {"STA": sta}}}
     facts = dataclasses.replace(facts, results=facts.results | {"protocols": [part]})
@@ -557,12 +559,12 @@ def test_a_fact_that_is_missing_is_an_error_not_a_blank() -> None:
 
 
 def test_facts_of_a_run_are_complete(mini_run: Path) -> None:
-    facts = read_facts(RunDir(mini_run))
+    facts = read_facts(Run(mini_run))
     assert json.dumps(facts.manifest)
     assert render_card(facts).startswith("---\n")
 
 
-def test_merged_model_is_checked_and_loads_alone(own_run: RunDir, call_main: Main) -> None:
+def test_merged_model_is_checked_and_loads_alone(own_run: Run, call_main: Main) -> None:
     from transformers import AutoModelForCausalLM
 
     call_main("publish.run", own_run.root, "--merged")
@@ -578,7 +580,7 @@ def test_merged_model_is_checked_and_loads_alone(own_run: RunDir, call_main: Mai
     assert f"of its {rows} rewrites are those of the adapter" in card
 
 
-def test_a_merge_that_loses_too_much_is_refused(own_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_loses_too_much_is_refused(own_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from publish import merge
 
     monkeypatch.setattr(merge, "LARGEST_LOSS", -101.0)  # as if the merged model had lost all

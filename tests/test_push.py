@@ -20,8 +20,8 @@ from huggingface_hub import HfApi
 import publish.push as module
 from publish.card import BEGIN, END, merge_card
 from publish.push import HubFailure, Target, push
-from sft.recipe import PROJECT
-from sft.run_dir import Refusal
+from sft.command import Refusal
+from sft.storage import PROJECT
 
 CARD = f"---\nlicense: mit\nlibrary_name: peft\n---\n\n{BEGIN}\n\n# Adapter\n\n{END}\n"
 FILES = {"README.md": CARD.encode(), "adapter_model.safetensors": bytes(range(256)) * 20, "plots/loss.png": b"\x89PNG..."}

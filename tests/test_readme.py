@@ -10,8 +10,7 @@ import pytest
 from conftest import run_python
 from sacrebleu.metrics.chrf import CHRF
 
-from sft.recipe import PROJECT
-from sft.run_dir import read_json, read_json_lines
+from sft.storage import PROJECT, read_json, read_json_lines
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sft.recipe import PROJECT, RecipeFaults, dump_yaml, export_trl, extract_trl_keys, load_recipe, parse_recipe, run_command
+from sft.command import run_command
+from sft.recipe import dump_yaml, export_trl, load_recipe, parse_recipe
+from sft.schema import RecipeFaults
+from sft.storage import PROJECT
+from sft.trl_keys import extract_trl_keys
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
 GOOD = "model_name_or_path: recipes/bloom-tiny\nuse_peft: true\ndata:\n  source: recipes/tiny-corpus.tsv\n"

@@ -10,7 +10,8 @@ from eval.report import tabulate_systems
 from eval.results import complete_outputs, describe_scores
 from eval.toxicity import ToxicityModel, fit_toxicity
 from sft.data import Example, read_corpus
-from sft.recipe import PROJECT, DataConfig
+from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 ROWS = [
     Example("shut up you fool", ("Please be quiet.", "Be quiet, please.")),

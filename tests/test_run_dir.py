@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sft.run_dir import RunDir, RunError, open_run, read_json, read_json_lines, replace_file, write_json_lines, write_text
+from sft.command import RunError
+from sft.run_dir import Run, open_run
+from sft.storage import read_json, read_json_lines, replace_file, write_json_lines, write_text
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_json_lines_keep_odd_line_breaks(tmp_path: Path) -> None:
 
 
 def test_last_checkpoint_skips_those_cut_off(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
+    run = Run(tmp_path)
     assert run.last_checkpoint() is None
     for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (20, '{"global_st'), (30, None)):
         folder = run.checkpoints / f"checkpoint-{step}"
@@ -41,9 +43,9 @@ def test_last_checkpoint_skips_those_cut_off(tmp_path: Path) -> None:
 
 
 def test_clear_removes_the_run_alone(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    write_text(run.recipe, "x")
-    write_text(run.manifest, "{}")
+    run = Run(tmp_path)
+    write_text(run.recipe_path, "x")
+    write_text(run.manifest_path, "{}")
     write_text(tmp_path / "notes.txt", "mine")
     run.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from publish.scan import find_private
-from sft.recipe import PROJECT
+from sft.storage import PROJECT
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from eval.baselines import delete_listed
 from eval.metrics import compute_bleu, compute_chrf, compute_scores, score_mean
 from eval.stats import Resampled, compare, estimate, resample
 from sft.data import read_corpus
-from sft.recipe import PROJECT, DataConfig
+from sft.lexicon import delete_listed
+from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 EXAMPLES = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples[:120]
 REFERENCES = [example.references for example in EXAMPLES]

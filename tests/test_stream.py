@@ -7,11 +7,15 @@ import pytest
 from conftest import TINY, Main, run_python
 
 import sft.stream
-from sft.check import inspect_recipe
-from sft.data import DataError, Example, find_leaks, link_keys, normalise, tokenise_pairs
-from sft.recipe import DataConfig, RecipeFaults
-from sft.run_dir import RunDir, RunError, read_json, read_json_lines
-from sft.stream import read_splits, stream_training_rows
+from sft.command import RunError
+from sft.data import Example, normalise, tokenise_pairs
+from sft.files import DataError
+from sft.preflight import inspect_recipe
+from sft.run_dir import Run
+from sft.schema import DataConfig, RecipeFaults
+from sft.splits import find_leaks, link_keys
+from sft.storage import read_json, read_json_lines
+from sft.stream import RowSettings, read_splits, stream_training_rows
 
 WHOLE = ["--data.closest", "false", "--data.swaps", "0", "--data.inserts", "0"]
 STREAMED = [*WHOLE, "--data.streaming", "true"]
@@ -34,7 +38,7 @@ def corpus_file(tmp_path: Path) -> Path:
 
 
 def configure(path: Path, **values: object) -> DataConfig:
-    return DataConfig(source=str(path), streaming=True, validation=0.1, test=0.1, cache=False, **values)  # type: ignore[arg-type]
+    return DataConfig(source=str(path), streaming=True, validation=0.1, test=0.1, **values)  # type: ignore[arg-type]
 
 
 def take_epoch(
@@ -43,10 +47,10 @@ def take_epoch(
     """Return the rows of each epoch."""
     corpus, splits = read_splits(config)
     held_out = [*splits["validation"], *splits["test"]]
-    links = sft.stream.Links(held_out)
+    links = sft.splits.Links(held_out)
     trained = [example for example in sft.stream.read_corpus(config).examples if not links.hold(example)]
     rows = len(tokenise_pairs(trained, tokenizer, None).rows)  # type: ignore[arg-type]
-    stream = stream_training_rows(config, corpus, held_out, tokenizer, None, True, batch_size, 0)  # type: ignore[arg-type]
+    stream = stream_training_rows(config, corpus, held_out, tokenizer, RowSettings(None, True, batch_size, 0))  # type: ignore[arg-type]
     return [[tuple(row["input_ids"]) for row in itertools.islice(stream, rows)] for _ in range(epochs)]
 
 
@@ -92,7 +96,7 @@ def test_an_epoch_has_each_training_row_once(
 def test_held_out_sentences_are_bounded_and_the_same_in_any_order(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft.stream, "HELD_OUT", 20)
     monkeypatch.setattr(sft.stream, "SAMPLE", 50)
-    monkeypatch.setattr("sft.data.CHUNK", 64)
+    monkeypatch.setattr("sft.files.CHUNK", 64)
     _, splits = read_splits(configure(corpus_file))
     assert [len({normalise(e.toxic) for e in splits[s]}) <= n for s, n in (("test", 20), ("validation", 20), ("train", 50))] == [
         True
@@ -106,7 +110,7 @@ def test_held_out_sentences_are_bounded_and_the_same_in_any_order(corpus_file: P
 
 
 def test_rows_of_a_sentence_are_one_however_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft.data.CHUNK", 10)
+    monkeypatch.setattr("sft.files.CHUNK", 10)
     rows = [f"sentence {number} , you fool\trewrite {number} {side}" for side in "ab" for number in range(200)]
     path = tmp_path / "pairs.tsv"
     path.write_text("toxic\tneutral1\n" + "\n".join(rows) + "\n")
@@ -131,7 +135,7 @@ def test_changed_file_is_refused(corpus_file: Path, tokenizer: object) -> None:
     corpus, _ = read_splits(config)
     corpus_file.write_text(corpus_file.read_text() + "one more , you fool\tone more\n")
     with pytest.raises(DataError, match="changed while it was read"):
-        next(stream_training_rows(config, corpus, [], tokenizer, None, True, None, 0))  # type: ignore[arg-type]
+        next(stream_training_rows(config, corpus, [], tokenizer, RowSettings(None, True, None, 0)))  # type: ignore[arg-type]
 
 
 def test_streamed_run_resumes_to_the_same_bytes(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_streamed_run_resumes_to_the_same_bytes(mini_arguments: list[str], call_
     call_main("sft.run", *arguments, "--output_dir", whole)
     lines = [line for line in read_json_lines(whole / "train.jsonl") if "loss" in line]
     assert lines[-1]["step"] == 24  # 24 steps of 24 rows: several epochs of this corpus
-    assert read_json(RunDir(whole).manifest)["streaming"] is True
+    assert read_json(Run(whole).manifest_path)["streaming"] is True
 
     script = tmp_path / "killed.py"
     script.write_text(
@@ -152,7 +156,7 @@ def test_streamed_run_resumes_to_the_same_bytes(mini_arguments: list[str], call_
     )
     assert run_python(script, *arguments, "--output_dir", broken).returncode == 9
     call_main("sft.run", *arguments, "--output_dir", broken, "--resume_from_checkpoint", "true")
-    assert RunDir(broken).adapter_weights.read_bytes() == RunDir(whole).adapter_weights.read_bytes()
+    assert Run(broken).adapter_weights.read_bytes() == Run(whole).adapter_weights.read_bytes()
 
     call_main("eval.run", whole, "--limit", "3")
     with pytest.raises(RunError, match="its training rows were streamed"):
@@ -164,7 +168,7 @@ def test_two_processes_train_on_a_stream(mini_arguments: list[str], tmp_path: Pa
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = run_python(*launcher, "sft/run.py", *mini_arguments, *STREAMED, "--max_steps", 4, "--output_dir", root)
     assert done.returncode == 0, done.stderr
-    assert RunDir(root).is_finished()
+    assert Run(root).is_finished()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ import pytest
 from conftest import TINY, Main
 
 from sft.augment import make_training_examples
-from sft.check import inspect_recipe
-from sft.data import DataError, Example, hash_examples
-from sft.recipe import DataConfig, RecipeFaults
-from sft.run_dir import RunDir, read_json, read_json_lines, write_json_lines
+from sft.data import Example
+from sft.files import DataError
+from sft.preflight import inspect_recipe
+from sft.run_dir import Run
+from sft.schema import DataConfig, RecipeFaults
+from sft.splits import hash_examples
+from sft.storage import read_json, read_json_lines, write_json_lines
 from sft.targets import hash_content, read_targets, write_targets
 
 SPLITS = {
@@ -54,27 +57,18 @@ def edit_header(path: Path, change: Callable[[dict[str, Any]], Any], sign: bool 
 def test_targets_are_learnt_in_place_of_rewrites_or_beside_them(path: Path) -> None:
     targets = read_targets(str(path), SPLITS)
     assert targets.texts == {row["id"]: row["target"] for row in ROWS}
-    (alone,) = [make_training_examples(SPLITS, DataConfig(cache=False), targets)["split"]]
+    (alone,) = [make_training_examples(SPLITS, DataConfig(), targets)["split"]]
     assert [example.references for example in alone[:4]] == [(f"the thing {i}",) for i in range(4)]
     assert alone[4:] == SPLITS["train"][4:], "a sentence without a target keeps its rewrites"
-    beside = make_training_examples(SPLITS, DataConfig(cache=False, targets_only=False), targets)["split"]
+    beside = make_training_examples(SPLITS, DataConfig(targets_only=False), targets)["split"]
     assert beside[0].references == ("thing number 0", "object 0", "the thing 0")
-    closest = make_training_examples(SPLITS, DataConfig(cache=False, targets_only=False, closest=True), targets)["split"]
+    closest = make_training_examples(SPLITS, DataConfig(targets_only=False, closest=True), targets)["split"]
     assert closest[0].references == ("thing number 0", "the thing 0")
     assert closest[5].references == ("thing number 5",)
-    swapped = make_training_examples(SPLITS, DataConfig(cache=False, inserts=2), targets)
+    swapped = make_training_examples(SPLITS, DataConfig(inserts=2), targets)
     assert {reference for pair in swapped["inserts"] for reference in pair.references} <= {
         reference for example in alone for reference in example.references
     }
-
-
-def test_what_was_made_with_other_targets_is_not_recalled(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    first = make_training_examples(SPLITS, DataConfig(cache=True), read_targets(str(path), SPLITS))
-    write_targets(path, HEADER, [{**row, "target": "another"} for row in ROWS])
-    second = make_training_examples(SPLITS, DataConfig(cache=True), read_targets(str(path), SPLITS))
-    assert first["split"][0].references == ("the thing 0",)
-    assert second["split"][0].references == ("another",)
 
 
 def refuse(path: Path) -> str:
@@ -239,8 +233,8 @@ def test_a_run_that_goes_on_needs_the_same_targets(
         patch.setattr("sft.model.save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             call_main("sft.run", *words)
-    assert RunDir(tmp_path / "run").last_checkpoint()
-    assert read_json(RunDir(tmp_path / "run").manifest)["targets"]["sentences"]
+    assert Run(tmp_path / "run").last_checkpoint()
+    assert read_json(Run(tmp_path / "run").manifest_path)["targets"]["sentences"]
     header, *rows = read_json_lines(path)
     rows[0]["target"] = "another one"
     write_targets(path, {key: value for key, value in header.items() if key not in ("format", "rows", "sha256")}, rows)

@@ -3,8 +3,10 @@
 import pytest
 
 from eval.toxicity import fit_toxicity
-from sft.data import read_corpus, split_examples
-from sft.recipe import PROJECT, DataConfig
+from sft.data import read_corpus
+from sft.schema import DataConfig
+from sft.splits import split_examples
+from sft.storage import PROJECT
 
 SPLITS = split_examples(read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples, 0.2, 0.2, 0)
 

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from conftest import PARADETOX, TINY, Main, needs_paradetox, run_python
 
-from sft.recipe import PROJECT, RecipeFaults, load_recipe
-from sft.run_dir import RunDir, RunError, hash_file, hold_run, read_json, read_json_lines
+from sft.command import RunError
+from sft.recipe import load_recipe
+from sft.run_dir import Run, hold_run
+from sft.schema import RecipeFaults
+from sft.storage import PROJECT, hash_file, read_json, read_json_lines
 
 
 def list_files(root: Path) -> set[str]:
@@ -109,12 +112,12 @@ def test_same_recipe_and_seed_give_the_same_bytes(
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "run" / "adapter" / name).read_bytes() == (mini_run / "adapter" / name).read_bytes()
     call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "other", "--seed", 1)
-    assert hash_file(RunDir(tmp_path / "other").adapter_weights) != hash_file(RunDir(mini_run).adapter_weights)
+    assert hash_file(Run(tmp_path / "other").adapter_weights) != hash_file(Run(mini_run).adapter_weights)
 
 
 def test_resolved_recipe_gives_the_same_run(mini_run: Path, call_main: Main, tmp_path: Path) -> None:
     call_main("sft.run", mini_run / "recipe.yaml", "--output_dir", tmp_path / "again")
-    assert hash_file(RunDir(tmp_path / "again").adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
+    assert hash_file(Run(tmp_path / "again").adapter_weights) == hash_file(Run(mini_run).adapter_weights)
 
 
 def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
     process = subprocess.Popen(
         [sys.executable, "sft/run.py", *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    run = RunDir(root)
+    run = Run(root)
     deadline = time.monotonic() + 120
     while run.last_checkpoint() is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -136,7 +139,7 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
     torn = run.checkpoints / "checkpoint-7"
     torn.mkdir()
     (torn / "adapter_model.safetensors").write_bytes(b"half")
-    with run.train_log.open("a") as log:
+    with run.log_path.open("a") as log:
         log.write('{"step": 7, "lo')
 
     with pytest.raises(RunError, match=r"an interrupted run is here, with checkpoint-\d\. --resume_from_checkpoint true"):
@@ -144,10 +147,10 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
     with pytest.raises(RunError, match=r"the interrupted run began with another learning_rate \(see "):
         call_main("sft.run", *arguments, "--resume_from_checkpoint", "true", "--learning_rate", "1e-3")
     call_main("sft.run", *arguments, "--resume_from_checkpoint", "true")
-    assert hash_file(run.adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
-    steps = [line["step"] for line in read_json_lines(run.train_log) if "loss" in line]
+    assert hash_file(run.adapter_weights) == hash_file(Run(mini_run).adapter_weights)
+    steps = [line["step"] for line in read_json_lines(run.log_path) if "loss" in line]
     assert steps == [2, 4, 6, 8]
-    assert read_json(run.environment)["resumed_from"].startswith("checkpoint-")
+    assert read_json(run.environment_path)["resumed_from"].startswith("checkpoint-")
     assert not run.checkpoints.exists()
 
 
@@ -166,7 +169,7 @@ def interrupt(
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("sft.train.ProgressLog.on_step_end", stop)
             call_main("sft.run", *arguments, *words)
-        assert RunDir(tmp_path / "run").last_checkpoint()
+        assert Run(tmp_path / "run").last_checkpoint()
         return arguments
 
     return train
@@ -186,7 +189,7 @@ def test_resumed_with_other_memory(
     call_main("sft.run", *arguments, "--resume_from_checkpoint")
     assert load_recipe(tmp_path / "run" / "recipe.yaml").trl["activation_checkpointing"] is (before < after)
     if before > after:
-        assert hash_file(RunDir(tmp_path / "run").adapter_weights) == hash_file(RunDir(mini_run).adapter_weights)
+        assert hash_file(Run(tmp_path / "run").adapter_weights) == hash_file(Run(mini_run).adapter_weights)
 
 
 def test_emissions_count_on_after_an_interruption(
@@ -216,14 +219,14 @@ def test_emissions_count_on_after_an_interruption(
     monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", Tracker)
     arguments = interrupt("--publish.emissions_country", "FRA")
     call_main("sft.run", *arguments, "--publish.emissions_country", "FRA", "--resume_from_checkpoint")
-    run = RunDir(tmp_path / "run")
-    emitted = [line["kg_co2eq"] for line in read_json_lines(run.train_log)]
+    run = Run(tmp_path / "run")
+    emitted = [line["kg_co2eq"] for line in read_json_lines(run.log_path)]
     # Steps 0, 2, 4 and their validations, then from the checkpoint on 6, 8, the last validation and the end.
     assert emitted == pytest.approx([0.001 * count for count in range(1, len(emitted) + 1)])
     assert len(emitted) == 8
     assert countries == ["FRA", "FRA"]
     assert len(stopped) == 1
-    assert read_json(run.environment)["training"]["emissions"] == {
+    assert read_json(run.environment_path)["training"]["emissions"] == {
         "kg_co2eq": emitted[-1],
         "country": "FRA",
         "estimated_by": f"codecarbon {importlib.metadata.version('codecarbon')}",
@@ -231,7 +234,7 @@ def test_emissions_count_on_after_an_interruption(
 
 
 def test_codecarbon_estimates_for_a_grid_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sft.train import start_tracker
+    from sft.progress import start_tracker
 
     asked = []
     monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address))
@@ -267,7 +270,7 @@ def test_resumed_with_another_largest_batch(
     assert (began.trl["per_device_train_batch_size"], began.trl["gradient_accumulation_steps"]) == (8, 3)
     with pytest.raises(RunError, match="began with another per_device_train_batch_size "):
         call_main("sft.run", *arguments, "--per_device_train_batch_size", "12")
-    from sft.check import inspect_recipe
+    from sft.preflight import inspect_recipe
 
     overrides = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint"]
     for path, words, flag in ((TINY, arguments[1:], True), (tmp_path / "run" / "recipe.yaml", overrides, False)):
@@ -282,7 +285,7 @@ def test_resumed_with_another_largest_batch(
 def test_resumed_on_another_cpu(
     with_bfloat16: bool, interrupt: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sft.check import inspect_recipe
+    from sft.preflight import inspect_recipe
     from sft.train import find_start
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": with_bfloat16})
@@ -291,7 +294,7 @@ def test_resumed_on_another_cpu(
     preflight = inspect_recipe(str(TINY), arguments[1:])
     assert preflight.recipe.trl["dtype"] == ("bfloat16" if with_bfloat16 else "float32")
     assert any("as the interrupted run does: slow" in note for note in preflight.list_notes()) == with_bfloat16
-    assert find_start(RunDir(tmp_path / "run"), preflight, False)
+    assert find_start(Run(tmp_path / "run"), preflight, False)
 
 
 def test_finished_run_is_not_overwritten(mini_run: Path, mini_arguments: list[str], call_main: Main) -> None:
@@ -313,9 +316,9 @@ def test_overwrite_replaces_the_run_and_keeps_other_files(mini_arguments: list[s
     (root / "adapter").rmdir()
     call_main("sft.run", *arguments)
     (tmp_path / "notes.txt").rename(root / "notes.txt")
-    first = hash_file(RunDir(root).adapter_weights)
+    first = hash_file(Run(root).adapter_weights)
     call_main("sft.run", *arguments, "--overwrite", "--learning_rate", "1e-2", "--warmup_steps", "0")
-    assert hash_file(RunDir(root).adapter_weights) != first
+    assert hash_file(Run(root).adapter_weights) != first
     assert (root / "notes.txt").read_text() == "mine"
 
 
@@ -337,7 +340,7 @@ def test_late_faults_are_found_before_a_run_is_replaced(
 
 
 def test_one_training_a_run_directory(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
+    run = Run(tmp_path / "run")
     with hold_run(run), pytest.raises(RunError, match="another process is training here"):
         call_main("sft.run", *mini_arguments, "--output_dir", run.root)
     assert not run.root.exists()
@@ -380,10 +383,10 @@ def test_two_processes_train_one_run(launcher: list[str], mini_arguments: list[s
     arguments = [*mini_arguments, "--max_steps", 4, "--eval.batch_size", 4, "--output_dir", root]
     done = run_python("-m", *launcher, "sft/run.py", *arguments)
     assert done.returncode == 0, done.stderr
-    run = RunDir(root)
+    run = Run(root)
     assert run.is_finished()
-    assert read_json(run.environment)["processes"] == 2
-    assert [line["step"] for line in read_json_lines(run.train_log) if "loss" in line] == [2, 4]  # once, not once a process
+    assert read_json(run.environment_path)["processes"] == 2
+    assert [line["step"] for line in read_json_lines(run.log_path) if "loss" in line] == [2, 4]  # once, not once a process
     done = run_python("-m", *launcher, "eval/run.py", root)
     assert done.returncode == 0, done.stderr
     by_two = (run.eval / "predictions.jsonl").read_bytes()

@@ -8,7 +8,7 @@ from conftest import SHARED, Main
 from scipy.stats import spearmanr
 
 from eval.validate import correlate, read_judged
-from sft.recipe import InputError
+from sft.command import InputError
 
 HUMAN = SHARED / "pan2024-english-human.tsv"
 HEADER = "system\ttoxic\toutput\tfluency\tcontent\ttoxicity_pairwise\n"
@@ -53,10 +53,11 @@ def test_a_table_is_printed(tmp_path: Path, call_main: Main, capsys: pytest.Capt
 @pytest.mark.skipif(not HUMAN.exists(), reason=f"{HUMAN} is not here (it is not in the repo)")
 def test_the_joint_score_ranks_as_people_do_and_copies_last() -> None:
     """On the outputs of 20 systems that people judged; fitted on the embedded corpus."""
-    from eval.baselines import delete_listed, fit_lexicon
     from eval.validate import score_outputs
     from sft.data import read_corpus
-    from sft.recipe import PROJECT, DataConfig
+    from sft.lexicon import delete_listed, fit_lexicon
+    from sft.schema import DataConfig
+    from sft.storage import PROJECT
 
     judged = read_judged(HUMAN)
     train = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples

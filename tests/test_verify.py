@@ -16,8 +16,8 @@ from publish.card import list_metrics
 from publish.plan import write_publish_folder
 from publish.push import HubFailure
 from publish.verify import check_files, download, main
-from sft.recipe import InputError
-from sft.run_dir import RunDir
+from sft.command import InputError
+from sft.run_dir import Run
 
 REPO = "me/adapter"
 Files = dict[str, bytes]
@@ -42,7 +42,7 @@ def files(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """What a push of the run sends."""
     root = tmp_path_factory.mktemp("verify") / "run"
     shutil.copytree(mini_run, root)
-    paths = write_publish_folder(RunDir(root), REPO)
+    paths = write_publish_folder(Run(root), REPO)
     return {path.relative_to(root / "publish").as_posix(): path.read_bytes() for path in paths}
 
 

@@ -8,7 +8,7 @@ from mini_xcomet import make_xcomet
 
 from eval import xcomet
 from eval.xcomet import Xcomet, score_spans
-from sft.recipe import InputError
+from sft.command import InputError
 
 # Source, output, reference, and the score that unbabel-comet 2.2.1 gives, with transformers 4.44.2, torch 2.13.0 and XCOMETLite
 # of PAN's evaluation (metrics/fluency/deberta_encoder.py):

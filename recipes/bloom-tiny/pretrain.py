@@ -60,8 +60,10 @@ def read_sentences(texts: Sequence[Path], corpora: Sequence[Path]) -> list[str]:
     What stands in the validation and test splits of a corpus, as recipes/tiny.yaml splits it, is left out everywhere.
     The sentences of a file that is named twice are there twice.
     """
-    from sft.data import clean_text, normalise, read_corpus, split_examples
-    from sft.recipe import PROJECT, load_recipe
+    from sft.data import clean_text, normalise, read_corpus
+    from sft.recipe import load_recipe
+    from sft.splits import split_examples
+    from sft.storage import PROJECT
 
     def make_key(text: str) -> str:
         return normalise(tidy(clean_text(text).lower()))  # "Do n't" and "don't" are one
@@ -209,7 +211,7 @@ def make_batches(
 
 def describe_training(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what decides the weights: each argument, and of the texts their SHA-256."""
-    from sft.run_dir import hash_file
+    from sft.storage import hash_file
 
     values = {key: value for key, value in vars(arguments).items() if key not in ("output_dir", "save_steps")}
     return values | {key: [hash_file(path) for path in values[key]] for key in ("texts", "corpus")}
@@ -226,8 +228,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from transformers import BloomConfig, BloomForCausalLM
 
-    from sft.model import has_bfloat16
-    from sft.recipe import InputError
+    from sft.command import InputError
+    from sft.machine import has_bfloat16
 
     checkpoint = arguments.output_dir / "checkpoint.pt"
     training = describe_training(arguments)
@@ -331,6 +333,6 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    from sft.recipe import run_command
+    from sft.command import run_command
 
     run_command(lambda: pretrain(parse_arguments()))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sides
 
-from sft.run_dir import draw_figure
+from sft.plots import draw_figure
 
 RATES = ("samples_per_second", "sentences_per_second")
 LABELS = {"tiny": "embedded base", "560m": "BLOOM-560M shape", "3b": "BLOOM-3B shape", "7b1": "BLOOM-7B1 shape"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import sides
 
-from sft.recipe import parse_count
+from sft.command import parse_count
 
 SIDES = ("this project", "report")
 NEW_TOKENS = 200
@@ -93,11 +93,10 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
     import dataclasses
 
     from eval.generate import load_rewriter, open_adapter
-    from eval.rows import read_split
     from sft.run_dir import open_run
 
     run = open_run(str(arguments.run))
-    texts = [example.toxic for example in read_split(run, "test")]
+    texts = [example.toxic for example in run.splits["test"]]
     adapter = open_adapter(run)
     if arguments.side == "report":
         texts = texts[: arguments.report_sentences]
@@ -173,7 +172,8 @@ def time_report(adapter: Any, texts: list[str], forced_end: bool) -> tuple[float
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig, get_quantization_config
 
-    from sft.model import join_processes, load_tokenizer
+    from sft.machine import join_processes
+    from sft.model import load_tokenizer
     from sft.prompt import format_prompt
 
     device = join_processes().device

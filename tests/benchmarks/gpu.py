@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sides
 
-from sft.recipe import parse_count
+from sft.command import parse_count
 
 
 def main() -> None:

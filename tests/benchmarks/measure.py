@@ -99,7 +99,7 @@ def score_rows(model: Any, rows: list[dict[str, list[int]]]) -> float:
     """Return the mean loss in nats over the answer tokens of held-out rows: the same rows and sum for every side."""
     import torch
 
-    from sft.model import has_bfloat16
+    from sft.machine import has_bfloat16
 
     inner = getattr(model, "module", model).get_base_model()
     inner.eval()

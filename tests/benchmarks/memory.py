@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sides
 
-from sft.recipe import parse_count
+from sft.command import parse_count
 
 CASES = {  # shape, overrides
     "cpu": [

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.recipe import PROJECT
+from sft.storage import PROJECT
 
 if TYPE_CHECKING:
     from sft.model import Base
@@ -36,7 +36,7 @@ def make_base(shape: str, layers: int | None, folder: Path) -> str:
     import torch
     from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
-    from sft.check import quiet_libraries
+    from sft.preflight import quiet_libraries
 
     quiet_libraries()
     width, depth, heads = SIZES[shape]

@@ -17,7 +17,8 @@ from typing import Any
 
 import sides
 
-from sft.recipe import PROJECT, parse_count
+from sft.command import parse_count
+from sft.storage import PROJECT
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def train(corpus: Path, streaming: bool, steps: int, work: Path) -> dict[str, fl
     run = work / "streaming-run"
     words = sides.list_overrides("tiny", sides.make_base("tiny", None, work), str(corpus), "cpu", steps, None)
     words += ["--data.streaming", str(streaming).lower(), "--data.closest", "false", "--data.swaps", "0", "--data.inserts", "0"]
-    words += ["--data.cache", "false", "--output_dir", str(run), "--overwrite"]
+    words += ["--output_dir", str(run), "--overwrite"]
     begin = time.time()
     if failure := sides.run_fresh(["sft/run.py", *words], work / "streaming.log"):
         sys.exit(failure)
@@ -88,15 +89,15 @@ def train(corpus: Path, streaming: bool, steps: int, work: Path) -> dict[str, fl
 def read_all(corpus: Path) -> dict[str, Any]:
     """Return the peak of a process that reads all training rows once, in GiB, and its rows/s, the first pass included."""
     from sft.model import load_tokenizer, resolve_base
-    from sft.recipe import DataConfig
-    from sft.stream import read_splits, stream_training_rows
+    from sft.schema import DataConfig
+    from sft.stream import RowSettings, read_splits, stream_training_rows
 
     tokenizer = load_tokenizer(resolve_base("recipes/bloom-tiny"))
     begin = time.perf_counter()
-    config = DataConfig(source=str(corpus), streaming=True, cache=False)
+    config = DataConfig(source=str(corpus), streaming=True)
     kept, splits = read_splits(config)
     held_out = [*splits["validation"], *splits["test"]]
-    stream = stream_training_rows(config, kept, held_out, tokenizer, 160, True, 24, 0)
+    stream = stream_training_rows(config, kept, held_out, tokenizer, RowSettings(160, True, 24, 0))
     rows = kept.counts["references"] - sum(len(example.references) for example in held_out)
     read = sum(1 for _ in itertools.islice(stream, rows))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30

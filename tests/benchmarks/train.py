@@ -21,7 +21,8 @@ from typing import Any
 import sides
 import yaml
 
-from sft.recipe import export_trl, load_recipe, parse_count
+from sft.command import parse_count
+from sft.recipe import export_trl, load_recipe
 
 SIDES = ("this project", "trl sft", "report")
 COLUMNS = {
@@ -91,7 +92,7 @@ def main() -> None:
 def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> dict[str, Any]:
     """Write the rows and TRL's recipe; return what measure.py needs for any side."""
     from sft.augment import make_training_examples
-    from sft.check import inspect_recipe
+    from sft.preflight import inspect_recipe
     from sft.prompt import format_prompt
 
     folder = work / "job"

@@ -1,4 +1,4 @@
-"""What an adapter is held against: the input copied, or without its listed words, and the base with and without examples."""
+"""The words of a text, and the word list fitted on training pairs: frequent in sources, rare in rewrites."""
 
 import functools
 import hashlib
@@ -8,11 +8,14 @@ from collections.abc import Collection, Sequence
 
 from sft.data import Example
 
-# "can't", and the "can 't" of ParaDetox, are one word; a quoted word after a space is none with the one before it.
+# "can't", and the "can 't" of ParaDetox, are one word; a quoted word after a space is none with the one
+# before it.
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+| ['’](?:t|s|m|d|re|ve|ll)\b)*", re.IGNORECASE)
-SEEN = 0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
-KEPT = 0.3  # most human rewrites that hold it, for each toxic sentence that does; a sentence's rewrites count as one
-SHOTS = 4
+SEEN = (
+    0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
+)
+# most human rewrites that hold it, for each toxic sentence that does; a sentence's rewrites count as one
+KEPT = 0.3
 
 
 @functools.lru_cache(2**16)  # a corpus of 18,000 pairs asks 580,000 times, of few words
@@ -28,7 +31,8 @@ def split_words(text: str) -> list[str]:
 def fit_lexicon(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the words, in order, that are frequent in toxic sentences and rare in human rewrites.
 
-    The list is as good as its examples: some words in it are harmless, and toxicity without a listed word goes unseen.
+    The list is as good as its examples: some words in it are harmless, and toxicity without a listed word
+    goes unseen.
     """
     toxic: Counter[str] = Counter()
     neutral: defaultdict[str, float] = defaultdict(float)
@@ -38,16 +42,13 @@ def fit_lexicon(examples: Sequence[Example]) -> tuple[str, ...]:
             for word in set(split_words(reference)):
                 neutral[word] += 1 / len(example.references)
     least = max(5, SEEN * len(examples))
-    return tuple(sorted(word for word, times in toxic.items() if times >= least and neutral[word] <= KEPT * times))
+    return tuple(
+        sorted(word for word, times in toxic.items() if times >= least and neutral[word] <= KEPT * times)
+    )
 
 
 def hash_lexicon(lexicon: Collection[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest()
-
-
-def choose_shots(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples that a few-shot prompt begins with: chosen by their id, a hash."""
-    return sorted(examples, key=lambda example: example.id)[:SHOTS]
 
 
 def find_listed(text: str, lexicon: Collection[str]) -> list[str]:
@@ -57,4 +58,6 @@ def find_listed(text: str, lexicon: Collection[str]) -> list[str]:
 
 def delete_listed(text: str, lexicon: Collection[str]) -> str:
     """Return the text without its listed words."""
-    return " ".join(WORD.sub(lambda match: "" if normalise_word(match[0]) in lexicon else match[0], text).split())
+    return " ".join(
+        WORD.sub(lambda match: "" if normalise_word(match[0]) in lexicon else match[0], text).split()
+    )

@@ -1,8 +1,9 @@
-"""The baselines: a word list fitted on the training split, and texts without its words."""
+"""The word list: fitted on the training split; texts with and without its words."""
 
-from eval.baselines import delete_listed, find_listed, fit_lexicon, split_words
 from sft.data import Example
-from sft.recipe import PROJECT, DataConfig
+from sft.lexicon import delete_listed, find_listed, fit_lexicon, split_words
+from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 TRAIN = [
     Example("you fucking liar", ("You are lying.", "you lie")),
@@ -41,7 +42,8 @@ def test_listed_words_are_deleted_and_nothing_else() -> None:
 
 
 def test_embedded_corpus_gives_a_list_of_rude_words() -> None:
-    from sft.data import read_corpus, split_examples
+    from sft.data import read_corpus
+    from sft.splits import split_examples
 
     config = DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))
     lexicon = fit_lexicon(split_examples(read_corpus(config).examples, 0.1, 0.1, 0)["train"])

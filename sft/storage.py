@@ -1,0 +1,93 @@
+"""Files: found, named for others, written whole or not at all, read, hashed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sft.command import RunError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def find_path(name: str) -> Path | None:
+    """Return the file or folder of this name, from the working directory or the project's root, or None."""
+    for path in (Path(name).expanduser(), PROJECT / name):
+        if path.exists():
+            return path
+    return None
+
+
+def name_path(path: Path) -> str:
+    """Return the name that a local path is published under: its path in the project, else its name alone.
+
+    An absolute path says nothing to another reader, and holds a user's name.
+    """
+    resolved = path.resolve()
+    return str(resolved.relative_to(PROJECT)) if resolved.is_relative_to(PROJECT) else resolved.name
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it, whole and on disk, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's value.
+
+    Raises:
+        RunError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing from the run directory.") from None
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON ({error}); it was changed after the run wrote it.") from None
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return the values of a file with one JSON value a line."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing from the run directory.") from None
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON lines ({error}); it was changed after the run wrote it.") from None
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
