@@ -24,6 +24,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Made anew when the requirements change; an installation that was cut off leaves no stamp and is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -61,7 +61,7 @@ def add_target(example: Example, target: str | None, alone: bool) -> Example:
 
 
 def choose_closest(example: Example, lexicon: Sequence[str]) -> Example:
-    """Return the example with the rewrite that keeps most of its sentence, listed words aside, in order."""
+    """Return the example with one rewrite: that with most tokens of the sentence without listed words."""
     if len(example.references) == 1:
         return example
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a

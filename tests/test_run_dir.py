@@ -1,10 +1,11 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sft.command import RunError
+from sft.command import Refusal, RunError
 from sft.run_dir import Run, open_run
 from sft.storage import read_json, read_json_lines, replace_file, write_json_lines, write_text
 
@@ -70,3 +71,23 @@ def test_changed_json_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps({}) + os.linesep + "{")
     with pytest.raises(RunError, match="not JSON lines"):
         read_json_lines(tmp_path / "c.jsonl")
+
+
+def test_what_a_run_holds_is_read_once(mini_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini_run, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    held = run.recipe, run.manifest, run.environment, run.log, run.splits
+    shutil.rmtree(run.root)
+    assert (run.recipe, run.manifest, run.environment, run.log, run.splits) == held
+    assert {split: len(examples) for split, examples in run.splits.items()} == {
+        split: part["examples"] for split, part in run.manifest["splits"].items()
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_changed_split_is_refused(split: str, mini_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini_run / "data", tmp_path / "data")
+    run = Run(tmp_path)
+    write_json_lines(run.split_path(split), read_json_lines(run.split_path(split))[1:])
+    with pytest.raises(Refusal, match=f"{split}.jsonl: not the {split} split that the run was made with"):
+        _ = run.splits
