@@ -10,7 +10,9 @@ from sft.data import Example
 
 # "can't", and the "can 't" of ParaDetox, are one word; a quoted word after a space is none with the one before it.
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+| ['’](?:t|s|m|d|re|ve|ll)\b)*", re.IGNORECASE)
-SEEN = 0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
+SEEN = (
+    0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
+)
 KEPT = 0.3  # most human rewrites that hold it, for each toxic sentence that does; a sentence's rewrites count as one
 SHOTS = 4
 
@@ -38,7 +40,9 @@ def fit_lexicon(examples: Sequence[Example]) -> tuple[str, ...]:
             for word in set(split_words(reference)):
                 neutral[word] += 1 / len(example.references)
     least = max(5, SEEN * len(examples))
-    return tuple(sorted(word for word, times in toxic.items() if times >= least and neutral[word] <= KEPT * times))
+    return tuple(
+        sorted(word for word, times in toxic.items() if times >= least and neutral[word] <= KEPT * times)
+    )
 
 
 def hash_lexicon(lexicon: Collection[str]) -> str:
@@ -57,4 +61,6 @@ def find_listed(text: str, lexicon: Collection[str]) -> list[str]:
 
 def delete_listed(text: str, lexicon: Collection[str]) -> str:
     """Return the text without its listed words."""
-    return " ".join(WORD.sub(lambda match: "" if normalise_word(match[0]) in lexicon else match[0], text).split())
+    return " ".join(
+        WORD.sub(lambda match: "" if normalise_word(match[0]) in lexicon else match[0], text).split()
+    )

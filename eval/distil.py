@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.rows import check_leaks, read_split
+from eval.rows import read_split, read_splits
 from sft.data import Example, count
 from sft.prompt import TEMPLATE
 from sft.recipe import InputError, name_path, parse_count, run_command
@@ -68,8 +68,7 @@ def main() -> None:
     run = open_run(arguments.run or arguments.teacher)
     output = arguments.output or run.root / "targets.jsonl"
     check_output(output)
-    check_leaks(run)
-    examples = read_split(run, "train")
+    examples = read_splits(run)["train"]
     if read_json(run.manifest)["streaming"]:
         raise RunError(f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming.")
 

@@ -3,15 +3,18 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.results import Data
 from sft.data import (
     SPLITS,
     Corpus,
     DataError,
     Example,
+    Source,
     check_delimited,
     clean_text,
     count,
@@ -26,8 +29,13 @@ from sft.recipe import DataConfig, load_recipe
 from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_json_lines
 from sft.stream import Links
 
-UNREWRITTEN_COLUMNS = ("INPUT:toxic_comment", "OUTPUT:reasons")  # of ParaDetox's file, as its annotation tool wrote it
+UNREWRITTEN_COLUMNS = (
+    "INPUT:toxic_comment",
+    "OUTPUT:reasons",
+)  # of ParaDetox's file, as its annotation tool wrote it
 MOST_UNREWRITTEN = 1_000
+
+Splits = Mapping[str, Sequence[Example]]  # train, validation, test
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,12 @@ class EvalRows:
     """The examples, what results.json says of them, and the folder that the evaluation is written to."""
 
     examples: list[Example]
-    description: dict[str, Any]
+    data: Data
     folder: Path
 
 
 def read_split(run: RunDir, split: str) -> list[Example]:
-    """Return a split of the run, held against the hash in its manifest.
+    """Return a split of the run, after comparing its hash with the manifest's.
 
     Raises:
         Refusal: the file was changed after the run wrote it.
@@ -48,53 +56,51 @@ def read_split(run: RunDir, split: str) -> list[Example]:
     path = run.split(split)
     examples = [Example(line["toxic"], tuple(line["references"])) for line in read_json_lines(path)]
     if hash_examples(examples) != read_json(run.manifest)["splits"][split]["sha256"]:
-        raise Refusal(f"{path}: not the {split} split that the run was made with: its hash is not the manifest's.")
+        raise Refusal(
+            f"{path}: not the {split} split that the run was made with: its hash is not the manifest's."
+        )
     return examples
 
 
-def check_leaks(run: RunDir) -> None:
-    """Hold the splits against one another, whatever the manifest says of them.
+def read_splits(run: RunDir) -> dict[str, list[Example]]:
+    """Return all splits of the run, after comparing them with each other, whatever the manifest says of leaks.
 
     Raises:
-        Refusal: a sentence stands in two of them.
+        Refusal: see `read_split`; or a sentence is in two of them.
     """
-    if leaks := find_leaks({split: read_split(run, split) for split in SPLITS}):
+    splits = {split: read_split(run, split) for split in SPLITS}
+    if leaks := find_leaks(splits):
         raise Refusal(
             f"{run.manifest.parent}: the splits leak: {leaks[0]}, and {len(leaks) - 1} more. "
             f"Expected those that sft/run.py writes. Train again: accelerate launch sft/run.py {run.recipe} --overwrite"
         )
+    return splits
 
 
-def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) -> EvalRows:
+def choose_rows(run: RunDir, splits: Splits, source: str | None, split: str, limit: int | None) -> EvalRows:
     """Return the rows to evaluate: all of a split, or of a file; or the first `limit` of them.
 
-    Of a file, sentences that the run trained on or chose its settings by are left out, and those near to them, and counted.
+    Of a file, sentences that the run trained on or chose its settings by, and those near to them, are left out and counted.
 
     Raises:
-        InputError: see `read_split`, `check_leaks`, `read_source` and `find_seen`; or no rows are left.
+        InputError: see `read_source` and `find_seen`; or no rows are left.
     """
-    check_leaks(run)
     manifest = read_json(run.manifest)
-    description: dict[str, Any]
     if source is None:
-        examples = read_split(run, split)
+        examples, left_out = list(splits[split]), 0
         if not examples:
             raise RunError(f"{run.root}: its {split} split is empty.")
-        description = {key: manifest[key] for key in ("source", "revision")}
-        description |= {"files": manifest["sha256"], "split": split, "left_out_as_seen": 0}
+        origin = Source(manifest["source"], manifest["revision"], manifest["sha256"])
         folder = run.eval if split == "test" else run.eval / split
     else:
-        seen = find_seen(run, "--source")
-        corpus = read_source(run, source)
-        examples = [example for example in corpus.examples if not seen.hold(example)]
+        seen, corpus = find_seen(run, splits, "--source"), read_source(run, source)
+        origin, examples = corpus.source, [example for example in corpus.examples if not seen.hold(example)]
         left_out = len(corpus.examples) - len(examples)
         if not examples:
             raise DataError(
-                f"{source}: the run trained on all of it ({count(left_out, 'sentence')}), so a score would mean nothing. "
-                "Without --source, the run's own test split is evaluated."
+                f"{source}: the run trained on all of it ({count(left_out, 'sentence')}), so a score would mean "
+                "nothing. Without --source, the run's own test split is evaluated."
             )
-        description = {"source": corpus.source.name, "revision": corpus.source.revision, "files": corpus.source.files}
-        description |= {"split": None, "left_out_as_seen": left_out}
         # By content: two files of one name, or one that changed, do not overwrite each other's scores.
         folder = run.eval / "sources" / f"{Path(source).resolve().stem}-{hash_examples(examples)[:8]}"
     whole = len(examples)
@@ -102,11 +108,26 @@ def choose_rows(run: RunDir, source: str | None, split: str, limit: int | None) 
         examples = examples[:limit]
         name = f"first-{limit}"
         folder = folder.with_name(f"{folder.name}-{name}") if source else run.eval / f"{split}-{name}"
-    description |= {"rows": len(examples), "rows_of": whole, "sha256": hash_examples(examples)}
+    data = Data(
+        source=origin.name,
+        revision=origin.revision,
+        files=origin.files,
+        split=split if source is None else None,
+        left_out_as_seen=left_out,
+        rows=len(examples),
+        rows_of=whole,
+        sha256=hash_examples(examples),
+        splits=list_splits(manifest),
+    )
+    return EvalRows(examples, data, folder)
+
+
+def list_splits(manifest: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the SHA-256 of each split; None where nobody can say what the adapter's teacher has seen."""
     taught = manifest["targets"]
-    if not taught or taught["teacher"]["has_seen"] != "unknown":  # else nobody can say what the adapter has not seen
-        description["splits"] = {name: part["sha256"] for name, part in manifest["splits"].items()}
-    return EvalRows(examples, description, folder)
+    if taught and taught["teacher"]["has_seen"] == "unknown":
+        return None
+    return {name: part["sha256"] for name, part in manifest["splits"].items()}
 
 
 def read_source(run: RunDir, source: str) -> Corpus:
@@ -120,7 +141,7 @@ def read_source(run: RunDir, source: str) -> Corpus:
         return read_corpus(DataConfig(source=source))
 
 
-def find_seen(run: RunDir, flag: str) -> Links:
+def find_seen(run: RunDir, splits: Splits, flag: str) -> Links:
     """Return the links of all that the run trained on or chose its settings by: they hold what its splits keep together.
 
     Raises:
@@ -128,35 +149,40 @@ def find_seen(run: RunDir, flag: str) -> Links:
     """
     if read_json(run.manifest).get("streaming"):
         raise RunError(
-            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another file can't be told. "
-            f"Without {flag}, the run's own test split is evaluated."
+            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another file can't be "
+            f"told. Without {flag}, the run's own test split is evaluated."
         )
-    return Links([example for name in ("train", "validation") for example in read_split(run, name)])
+    return Links([example for name in ("train", "validation") for example in splits[name]])
 
 
 @dataclass(frozen=True)
-class Unrewritten:
+class UnrewrittenRows:
     """Sentences that annotators could not rewrite: a line of unrewritten.jsonl each, and what results.json says of them."""
 
     lines: list[dict[str, Any]]  # id, toxic, reasons
-    description: dict[str, Any]
+    description: dict[str, Any]  # of `eval.results.Unrewritten`, all but the scores
 
 
-def choose_unrewritten(run: RunDir, path: Path) -> Unrewritten:
+def choose_unrewritten(run: RunDir, splits: Splits, path: Path) -> UnrewrittenRows:
     """Return the sentences of a file without rewrites, but what `find_seen` holds; of many, those of the smallest hashes.
 
     Raises:
         InputError: see `read_unrewritten` and `find_seen`; or the run has seen all of them.
     """
-    seen, sentences = find_seen(run, "--unrewritten"), read_unrewritten(path)
+    seen, sentences = find_seen(run, splits, "--unrewritten"), read_unrewritten(path)
     fresh = {toxic: reasons for toxic, reasons in sentences.items() if not seen.hold(Example(toxic, ()))}
     if not fresh:
-        raise DataError(f"{path}: the run trained on all of it ({count(len(sentences), 'sentence')}). Expected other sentences.")
-    chosen = sorted((Example(toxic, ()) for toxic in fresh), key=lambda example: example.id)[:MOST_UNREWRITTEN]
-    lines = [{"id": example.id, "toxic": example.toxic, "reasons": fresh[example.toxic]} for example in chosen]
+        known = count(len(sentences), "sentence")
+        raise DataError(f"{path}: the run trained on all of it ({known}). Expected other sentences.")
+    chosen = sorted((Example(toxic, ()) for toxic in fresh), key=lambda example: example.id)[
+        :MOST_UNREWRITTEN
+    ]
+    lines = [
+        {"id": example.id, "toxic": example.toxic, "reasons": fresh[example.toxic]} for example in chosen
+    ]
     description = {"source": path.name, "file": hash_file(path), "rows": len(lines), "rows_of": len(fresh)}
     description |= {"sha256": hash_examples(chosen), "left_out_as_seen": len(sentences) - len(fresh)}
-    return Unrewritten(lines, description)
+    return UnrewrittenRows(lines, description)
 
 
 def read_unrewritten(path: Path) -> dict[str, list[str]]:
@@ -168,29 +194,35 @@ def read_unrewritten(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         expected = "sentences without rewrites: a text a line, or ParaDetox's .tsv file"
         raise DataError(f"{path}: {describe_absence(path)}. Expected {expected}.")
-    sentences: dict[str, list[str]] = {}
-    if path.suffix != ".tsv":
-        sentences = {clean_text(line): [] for line in decode_file(path).splitlines()}
+    if path.suffix == ".tsv":
+        sentences = read_annotations(path)
     else:
-        header = check_delimited(path)
-        missing = [name for name in UNREWRITTEN_COLUMNS if name not in header]
-        if missing:
-            expected = " and ".join(UNREWRITTEN_COLUMNS)
-            raise DataError(
-                f"{path}: no column {missing[0]!r}; it has {', '.join(header)}. Expected {expected}, or a text a line."
-            )
-        with open_text(path) as stream:
-            for number, row in enumerate(csv.DictReader(stream, delimiter="\t"), start=1):
-                text, given = (row[name] or "" for name in UNREWRITTEN_COLUMNS)
-                try:  # both cells are JSON; a text without quotes stands for itself
-                    text = json.loads(text) if text.startswith('"') else text
-                    reasons = sorted(reason for reason, holds in json.loads(given or "{}").items() if holds)
-                except (ValueError, AttributeError):
-                    raise DataError(
-                        f"{path}: row {number}: found {text[:40]!r} and {given[:40]!r}, expected a JSON text and a JSON object."
-                    ) from None
-                sentences[clean_text(text)] = reasons
+        sentences = {clean_text(line): [] for line in decode_file(path).splitlines()}
     sentences.pop("", None)
     if not sentences:
         raise DataError(f"{path}: no sentence in it. Expected one a line at least.")
+    return sentences
+
+
+def read_annotations(path: Path) -> dict[str, list[str]]:
+    """Return the sentences, with their reasons, of a file as ParaDetox's annotation tool wrote it."""
+    header = check_delimited(path)
+    missing = [name for name in UNREWRITTEN_COLUMNS if name not in header]
+    if missing:
+        expected = " and ".join(UNREWRITTEN_COLUMNS)
+        raise DataError(
+            f"{path}: no column {missing[0]!r}; it has {', '.join(header)}. Expected {expected}, or a text a line."
+        )
+    sentences = {}
+    with open_text(path) as stream:
+        for number, row in enumerate(csv.DictReader(stream, delimiter="\t"), start=1):
+            text, given = (row[name] or "" for name in UNREWRITTEN_COLUMNS)
+            try:  # both cells are JSON; a text without quotes stands for itself
+                text = json.loads(text) if text.startswith('"') else text
+                reasons = sorted(reason for reason, holds in json.loads(given or "{}").items() if holds)
+            except (ValueError, AttributeError):
+                raise DataError(
+                    f"{path}: row {number}: found {text[:40]!r} and {given[:40]!r}, expected a JSON text and a JSON object."
+                ) from None
+            sentences[clean_text(text)] = reasons
     return sentences

@@ -1,31 +1,17 @@
 """Uncertainty: bootstrap confidence intervals over source sentences, and paired differences on the same rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from eval.metrics import Score
+from eval.results import Interval
 
 RESAMPLES = 1000
 LEVEL = 95  # per cent
 SEED = 0
 BLOCK = 5_000_000  # counts held at a time: 40 MB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value, and the bounds of its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def describe(self) -> dict[str, float]:
-        return asdict(self)
-
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)

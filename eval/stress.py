@@ -5,14 +5,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from eval.metrics import compute_chrf
+from eval.results import StressCase, StressGroup
 from sft.data import clean_text
 
 NEAR, KEPT = 90, 50  # chrF to the input: passed as it is; still the same text
 REST = 40  # chrF to the input without its marks: good rewrites have 45 and more, sentences about something else up to 30
-BEGINNING = 60  # characters that an answer to a long text is held against at least: it is far shorter than the text
+BEGINNING = (
+    60  # characters that an answer to a long text is held against at least: it is far shorter than the text
+)
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,14 @@ GROUPS = (
 
 def compile_marked(texts: Sequence[str]) -> re.Pattern[str]:
     """Return a pattern of what is marked in the texts, in each spelling: whole words, also with spaces between letters."""
-    marked = {spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")}
+    marked = {
+        spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")
+    }
     # The longest first: "f u c k" is only the beginning of another.
-    words = [[re.escape(letter) for letter in spelling if letter != " "] for spelling in sorted(marked, key=len, reverse=True)]
+    words = [
+        [re.escape(letter) for letter in spelling if letter != " "]
+        for spelling in sorted(marked, key=len, reverse=True)
+    ]
     spellings = [gap.join(word) for word in words for gap in ("", r"\s+")]
     return re.compile(rf"(?<!\w)(?:{'|'.join(spellings)})(?!\w)", re.IGNORECASE)
 
@@ -200,14 +207,14 @@ def list_texts() -> list[str]:
     return [plain(text) for group in GROUPS for text in group.texts]
 
 
-def judge_outputs(outputs: Sequence[str]) -> list[dict[str, Any]]:
+def judge_outputs(outputs: Sequence[str]) -> tuple[StressGroup, ...]:
     """Return for each group its rule, how many outputs keep it, and all cases; `outputs` belong to `list_texts`."""
     remaining, judged = iter(outputs), []
     for group in GROUPS:
-        cases = [
-            {"text": plain(text), "output": output, "passed": group.keeps(text, output)}
+        cases = tuple(
+            StressCase(plain(text), output, group.keeps(text, output))
             for text, output in zip(group.texts, remaining, strict=False)
-        ]
-        passed = sum(bool(case["passed"]) for case in cases)
-        judged.append({"group": group.name, "rule": group.rule, "passed": passed, "of": len(cases), "cases": cases})
-    return judged
+        )
+        passed = sum(case.passed for case in cases)
+        judged.append(StressGroup(group.name, group.rule, passed, len(cases), cases))
+    return tuple(judged)

@@ -46,9 +46,13 @@ def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    texts = [example.toxic for example in examples] + [text for example in examples for text in example.references]
+    texts = [example.toxic for example in examples] + [
+        text for example in examples for text in example.references
+    ]
     labels = [1] * len(examples) + [0] * (len(texts) - len(examples))
-    weights = [1.0] * len(examples) + [1 / len(example.references) for example in examples for _ in example.references]
+    weights = [1.0] * len(examples) + [
+        1 / len(example.references) for example in examples for _ in example.references
+    ]
     pipeline = make_pipeline(
         make_union(
             TfidfVectorizer(ngram_range=WORDS, sublinear_tf=True, min_df=2, token_pattern=r"\S+"),
@@ -57,7 +61,9 @@ def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
         # To the end: where the solver stops early, the number of threads shows in the fourth digit of a probability.
         LogisticRegression(C=STRENGTH, solver="liblinear", tol=1e-7, random_state=0),
     )
-    pipeline.fit([" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights)
+    pipeline.fit(
+        [" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights
+    )
     version = importlib.metadata.version("scikit-learn")
     signature = f"toxicity|logistic:words{WORDS}letters{LETTERS}|fitted on:{hash_examples(examples)[:8]}|version:{version}"
     return ToxicityModel(frozenset(fit_lexicon(examples)), signature.replace(", ", "-"), pipeline)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.evaluation import read_evaluation
 from eval.generate import find_config_fault
+from eval.recheck import read_evaluation
+from eval.results import RESULTS
 from publish.card import CardFacts, render_card, write_license, write_samples
 from publish.scan import refuse_private
 from sft.recipe import dump_yaml, load_recipe
@@ -28,10 +29,11 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     """
     manifest, environment = read_json(run.manifest), read_json(run.environment)
     evaluation = read_evaluation(run)
+    results = evaluation.results.to_json()
     evaluate = f"Evaluate again: accelerate launch eval/run.py {run.root}"
-    if "config_sha256" not in evaluation.results["adapter"]:
-        raise RunError(f"{run.eval / 'results.json'}: made by a version that did not hash adapter_config.json. {evaluate}")
-    if fault := find_config_fault(run.adapter_config, evaluation.results):
+    if evaluation.results.adapter.config_sha256 is None:
+        raise RunError(f"{run.eval / RESULTS}: made by a version that did not hash adapter_config.json. {evaluate}")
+    if fault := find_config_fault(run.adapter_config, results):
         raise Refusal(f"{run.adapter_config}: {fault}. {evaluate}")
     if "training" not in environment:
         raise RunError(f"{run.environment}: no record of the training in it; the file was changed after the run.")
@@ -39,8 +41,8 @@ def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
     name = (values["publish"]["repo_id"] or run.root.resolve().name).rpartition("/")[2]
-    results, predictions, lexicon = evaluation.results, evaluation.predictions, evaluation.model.lexicon
-    return CardFacts(name, values, environment, manifest, results, predictions, lexicon)
+    lexicon = evaluation.model.lexicon
+    return CardFacts(name, values, environment, manifest, results, evaluation.predictions, lexicon)
 
 
 def clean_recipe(run: RunDir) -> str:
@@ -74,7 +76,7 @@ def write_publish_folder(run: RunDir, repo_id: str | None = None, merged: bool =
     files = {
         run.adapter_config: "adapter_config.json",
         run.adapter_weights: "adapter_model.safetensors",
-        run.eval / "results.json": "results.json",
+        run.eval / RESULTS: RESULTS,
     } | {run.plots / name: f"plots/{name}" for name in PLOTS}
     for source in files:
         if not source.is_file():

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import run_python
+from eval.evaluation import read_evaluation
 from hub_double import HubDouble
 from mini_xcomet import make_xcomet
 
 from eval import protocols
-from eval.evaluation import read_evaluation
 from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
 from eval.report import tabulate_protocol
 from publish.plan import write_publish_folder

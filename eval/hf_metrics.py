@@ -13,7 +13,15 @@ from typing import Any
 import datasets
 import evaluate
 
-from eval.metrics import References, Score, compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
+from eval.metrics import (
+    References,
+    Score,
+    compute_bleu,
+    compute_chrf,
+    compute_joint,
+    compute_kept,
+    compute_rouge,
+)
 from eval.toxicity import ToxicityModel
 
 TEXT = datasets.Value("string")
@@ -36,7 +44,9 @@ class Bleu(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return describe_metric(compute_bleu, predictions=TEXT, references=datasets.List(TEXT))
 
-    def _compute(self, predictions: list[str], references: References, lowercase: bool = False) -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[str], references: References, lowercase: bool = False
+    ) -> dict[str, Any]:
         return describe_score(compute_bleu(predictions, references, lowercase=lowercase))
 
 
@@ -58,7 +68,9 @@ class Rouge(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: References) -> dict[str, Any]:
         scores = compute_rouge(predictions, references)
-        return {score.name: score.value for score in scores} | {"signatures": {score.name: score.signature for score in scores}}
+        return {score.name: score.value for score in scores} | {
+            "signatures": {score.name: score.signature for score in scores}
+        }
 
 
 class Joint(evaluate.Metric):

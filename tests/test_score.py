@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Main, run_python
+from eval.outputs import leave_out, read_predictions, read_references, score_files
 
 from eval.metrics import compute_scores
-from eval.outputs import leave_out, read_predictions, read_references, score_files
 from sft.data import Example, read_corpus
 from sft.recipe import PROJECT, DataConfig, InputError
 from sft.run_dir import hash_file

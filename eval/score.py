@@ -1,9 +1,10 @@
-"""Anybody's outputs, scored without a model: a file of predictions against a file of references."""
+"""Score anybody's outputs, without a model: python -m eval.score --predictions FILE --references FILE [--train SOURCE]"""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.data import (
     SUFFIXES,
@@ -19,9 +20,91 @@ from sft.data import (
     read_json_rows,
     read_table,
 )
-from sft.recipe import DataConfig, InputError
+from sft.recipe import DataConfig, InputError, run_command
 from sft.run_dir import hash_file
 from sft.stream import Links
+
+if TYPE_CHECKING:
+    from eval.results import FileResults
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.score",
+        description="Print the scores of anybody's outputs with 95 %% intervals, beside the input copied and people.",
+    )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="a text a line, or .jsonl with `prediction`",
+    )
+    parser.add_argument(
+        "--references",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="their rows, in order: a corpus, or a reference a line",
+    )
+    train_help = "a corpus to fit the toxicity classifier and the word list on"
+    parser.add_argument("--train", metavar="SOURCE", help=train_help)
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, laid out as results.json, instead of a table"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    results = score_files(arguments.predictions, arguments.references, arguments.train)
+    if arguments.json:
+        print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
+        return
+
+    from eval.tables import print_scores
+
+    print_scores(results, f"{results.data.rows:,} rows")
+    if left_out := results.data.left_out_of_train:
+        print(
+            f"{count(left_out, 'sentence')} left out of the training of the classifier, as among these rows or near to one."
+        )
+
+
+def score_files(predictions: Path, references: Path, train: str | None) -> "FileResults":
+    """Return the scores of a file of predictions.
+
+    Args:
+        predictions, references: see `read_predictions`, `read_references` and `align_rows`.
+        train: a corpus to fit the toxicity classifier and the word list on, without what it shares with the references;
+            without it there are no scores of toxicity.
+
+    Raises:
+        InputError: a file can't be read, or the files have not the same rows.
+    """
+    from eval.results import FileData, FileResults
+    from eval.scoring import complete_outputs, score_outputs
+    from eval.toxicity import fit_toxicity
+
+    texts, examples = align_rows(predictions, references)
+    # By name, or by path where both have one name.
+    same = predictions.name == references.name
+    files = {str(path) if same else path.name: hash_file(path) for path in (predictions, references)}
+    model, left_out = None, None
+    if train:
+        corpus = read_corpus(DataConfig(source=train)).examples
+        fresh = leave_out(corpus, examples)
+        if not fresh:
+            raise InputError(
+                f"{train}: nothing is left of it without the rows of {references}. Expected another corpus."
+            )
+        model, left_out = fit_toxicity(fresh), len(corpus) - len(fresh)
+    sources = [example.toxic for example in examples]
+    baselines = ("delete", "copy") if all(sources) else ()
+    outputs = complete_outputs({"predictions": texts}, sources, model, baselines)
+    scores, _ = score_outputs(examples, outputs, model)
+    data = FileData(len(examples), hash_examples(examples), files, left_out)
+    return FileResults(data=data, **vars(scores))
 
 
 def read_predictions(path: Path) -> list[str]:
@@ -31,7 +114,9 @@ def read_predictions(path: Path) -> list[str]:
         InputError: no such file, not UTF-8, or a line of a .jsonl file without a text under `prediction`.
     """
     if not path.is_file():
-        raise InputError(f"{path}: {describe_absence(path)}. Expected a text a line, or a .jsonl file with `prediction`.")
+        raise InputError(
+            f"{path}: {describe_absence(path)}. Expected a text a line, or a .jsonl file with `prediction`."
+        )
     if path.suffix != ".jsonl":
         return read_lines(path)
     predictions = []
@@ -56,70 +141,54 @@ def read_references(path: Path) -> list[Example]:
         InputError: no such file, not readable as what its name says, a row without reference, or some without toxic sentence.
     """
     if not path.is_file():
-        raise InputError(f"{path}: {describe_absence(path)}. Expected a corpus ({', '.join(SUFFIXES)}), or a reference a line.")
+        raise InputError(
+            f"{path}: {describe_absence(path)}. Expected a corpus ({', '.join(SUFFIXES)}), or a reference a line."
+        )
     if path.suffix not in SUFFIXES:
         rows = [("", [line]) for line in read_lines(path)]
-    elif path.suffix == ".jsonl" and any(isinstance(line, dict) and "references" in line for _, line in read_json_rows(path)):
+    elif path.suffix == ".jsonl" and any(
+        isinstance(line, dict) and "references" in line for _, line in read_json_rows(path)
+    ):
         rows = [read_row(path, number, line) for number, line in read_json_rows(path)]
     else:
         rows = read_table(DataConfig(source=str(path))).rows
-    examples = [Example(clean_text(toxic), tuple(filter(None, map(clean_text, texts)))) for toxic, texts in rows]
+    examples = [
+        Example(clean_text(toxic), tuple(filter(None, map(clean_text, texts)))) for toxic, texts in rows
+    ]
     empty = [number for number, example in enumerate(examples, start=1) if not example.references]
     if empty:
-        raise InputError(f"{path}: row {empty[0]} has no reference, nor have {len(empty) - 1} others. Expected one at least.")
+        raise InputError(
+            f"{path}: row {empty[0]} has no reference, nor have {len(empty) - 1} others. Expected one at least."
+        )
     bare = [number for number, example in enumerate(examples, start=1) if not example.toxic]
     if 0 < len(bare) < len(examples):
-        raise InputError(f"{path}: row {bare[0]} has no toxic sentence, and others have. Expected one in each row, or in none.")
+        raise InputError(
+            f"{path}: row {bare[0]} has no toxic sentence, and others have. Expected one in each row, or in none."
+        )
     return examples
 
 
 def read_row(path: Path, number: int, line: Any) -> tuple[str, list[str]]:
     """Return the toxic sentence and the references of a .jsonl line; one reference may stand there as it is."""
-    toxic, references = (line.get("toxic") or "", line.get("references")) if isinstance(line, dict) else ("", None)
+    toxic, references = (
+        (line.get("toxic") or "", line.get("references")) if isinstance(line, dict) else ("", None)
+    )
     texts = [references] if isinstance(references, str) else references
-    if not isinstance(texts, list) or not all(isinstance(text, str) and is_unicode(text) for text in (toxic, *texts)):
-        raise InputError(f'{path}:{number}: expected an object such as {{"toxic": "…", "references": ["…", "…"]}}.')
+    if not isinstance(texts, list) or not all(
+        isinstance(text, str) and is_unicode(text) for text in (toxic, *texts)
+    ):
+        raise InputError(
+            f'{path}:{number}: expected an object such as {{"toxic": "…", "references": ["…", "…"]}}.'
+        )
     return toxic, texts
 
 
 def read_keys(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Return the number of each line of a .jsonl file, and the `id` and `toxic` that it has; nothing of another file."""
     rows = read_json_rows(path) if path.suffix == ".jsonl" else ()
-    return [(number, {name: line[name] for name in ("id", "toxic") if line.get(name)}) for number, line in rows]
-
-
-def score_files(predictions: Path, references: Path, train: str | None) -> dict[str, Any]:
-    """Return the scores of a file of predictions, laid out as in results.json.
-
-    Args:
-        predictions, references: see `read_predictions`, `read_references` and `align_rows`.
-        train: a corpus to fit the toxicity classifier and the word list on, without what it shares with the references;
-            without it there are no scores of toxicity.
-
-    Raises:
-        InputError: a file can't be read, or the files have not the same rows.
-    """
-    from eval.results import complete_outputs, describe_scores
-    from eval.toxicity import fit_toxicity
-
-    texts, examples = align_rows(predictions, references)
-    data: dict[str, Any] = {"rows": len(examples), "sha256": hash_examples(examples)}
-    # By name, or by path where both have one name.
-    same = predictions.name == references.name
-    data["files"] = {str(path) if same else path.name: hash_file(path) for path in (predictions, references)}
-    model = None
-    if train:
-        corpus = read_corpus(DataConfig(source=train)).examples
-        fresh = leave_out(corpus, examples)
-        if not fresh:
-            raise InputError(f"{train}: nothing is left of it without the rows of {references}. Expected another corpus.")
-        data["left_out_of_train"] = len(corpus) - len(fresh)
-        model = fit_toxicity(fresh)
-    sources = [example.toxic for example in examples]
-    baselines = ("delete", "copy") if all(sources) else ()
-    outputs = complete_outputs({"predictions": texts}, sources, model, baselines)
-    scores, _ = describe_scores(examples, outputs, model)
-    return {"data": data, **scores}
+    return [
+        (number, {name: line[name] for name in ("id", "toxic") if line.get(name)}) for number, line in rows
+    ]
 
 
 def align_rows(predictions: Path, references: Path) -> tuple[list[str], list[Example]]:
@@ -158,7 +227,9 @@ def group_rows(examples: Sequence[Example]) -> list[list[int]]:
 
 def merge_rows(examples: Sequence[Example]) -> Example:
     """Return examples of one toxic sentence as one."""
-    return Example(examples[0].toxic, tuple(dict.fromkeys(text for example in examples for text in example.references)))
+    return Example(
+        examples[0].toxic, tuple(dict.fromkeys(text for example in examples for text in example.references))
+    )
 
 
 def choose_text(path: Path, texts: Sequence[str], row: Sequence[int]) -> str:
@@ -177,7 +248,7 @@ def choose_text(path: Path, texts: Sequence[str], row: Sequence[int]) -> str:
 
 
 def check_rows(predictions: Path, references: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Hold the sentence, or else the id, that each line of the predictions has against that of its row.
+    """Compare the sentence, or else the id, that each line of the predictions has with that of its row.
 
     Raises:
         InputError: a line is of another row.
@@ -202,12 +273,5 @@ def leave_out(examples: Sequence[Example], seen: Sequence[Example]) -> list[Exam
     ]
 
 
-def print_file_scores(results: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
-        return
-    from eval.report import print_scores
-
-    print_scores(results, f"{results['data']['rows']:,} rows")
-    if left_out := results["data"].get("left_out_of_train"):
-        print(f"{count(left_out, 'sentence')} left out of the training of the classifier, as among these rows or near to one.")
+if __name__ == "__main__":
+    run_command(main)
