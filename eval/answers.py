@@ -1,4 +1,5 @@
-"""All that language models write in one evaluation: the adapter's rewrites, the baselines', and those of stress cases."""
+"""All that language models write in one evaluation: the adapter's rewrites, the baselines', and those of
+stress cases."""
 
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from eval.stress import list_texts
 def generate_answers(
     circumstances: Circumstances, rows: EvalRows, unrewritten: UnrewrittenRows | None, journal: Path
 ) -> Answers:
-    """Return the outputs of each system that is generated, on every process; `journal` is that of `rewrite_texts`."""
+    """Return the outputs of each system that is generated, on every process; `journal` is that of
+    `rewrite_texts`."""
     adapter, settings = circumstances.adapter, circumstances.settings
     texts = [example.toxic for example in rows.examples]
     systems: dict[str, list[str]] = {}

@@ -1,4 +1,5 @@
-"""What an adapter is held against: the input copied, or without its listed words, and the base with and without examples."""
+"""What an adapter is held against: the input copied, or without its listed words, and the base with and
+without examples."""
 
 import functools
 import hashlib
@@ -8,12 +9,14 @@ from collections.abc import Collection, Sequence
 
 from sft.data import Example
 
-# "can't", and the "can 't" of ParaDetox, are one word; a quoted word after a space is none with the one before it.
+# "can't", and the "can 't" of ParaDetox, are one word; a quoted word after a space is none with the one
+# before it.
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+| ['’](?:t|s|m|d|re|ve|ll)\b)*", re.IGNORECASE)
 SEEN = (
     0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
 )
-KEPT = 0.3  # most human rewrites that hold it, for each toxic sentence that does; a sentence's rewrites count as one
+# Most human rewrites that hold a word, for each toxic sentence that does; a sentence's rewrites count as one.
+KEPT = 0.3
 SHOTS = 4
 
 
@@ -30,7 +33,8 @@ def split_words(text: str) -> list[str]:
 def fit_lexicon(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the words, in order, that are frequent in toxic sentences and rare in human rewrites.
 
-    The list is as good as its examples: some words in it are harmless, and toxicity without a listed word goes unseen.
+    The list is as good as its examples: some words in it are harmless, and toxicity without a listed word
+    goes unseen.
     """
     toxic: Counter[str] = Counter()
     neutral: defaultdict[str, float] = defaultdict(float)

@@ -23,7 +23,8 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same test split, by their paths: scores, the differences of each two, and rows that differ most."""
+    """Runs on the same test split, by their paths: scores, the differences of each two, and rows that differ
+    most."""
 
     data: Data
     systems: Systems
@@ -34,7 +35,8 @@ class Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.compare",
-        description="Print the scores of evaluated runs on the same test split with 95 %% intervals, the paired difference of "
+        description="Print the scores of evaluated runs on the same test split with 95 %% intervals, the "
+        "paired difference of "
         "each two, and the rows where the first two differ most.",
     )
     parser.add_argument(
@@ -53,9 +55,11 @@ def main() -> None:
 
 
 def compare_runs(runs: Sequence[RunDir], rows: int) -> Comparison:
-    """Return the runs' scores, the differences of each two, and the `rows` rows where the first two differ most.
+    """Return the runs' scores, the differences of each two, and the `rows` rows where the first two differ
+    most.
 
-    Scores are computed anew from the runs' predictions, toxicity by the classifier of the first run's training split.
+    Scores are computed anew from the runs' predictions, toxicity by the classifier of the first run's
+    training split.
 
     Raises:
         InputError: see `read_evaluation`; or the runs have not the same test split.

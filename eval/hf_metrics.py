@@ -1,4 +1,5 @@
-"""The metrics as `evaluate.Metric` classes: no download, batches added one by one, gathered over several processes.
+"""The metrics as `evaluate.Metric` classes: no download, batches added one by one, gathered over several
+processes.
 
     from eval.classes import Bleu
     bleu = Bleu(num_process=2, process_id=rank, experiment_id="my-run")
@@ -28,7 +29,8 @@ TEXT = datasets.Value("string")
 
 
 def describe_metric(function: Any, **features: Any) -> evaluate.MetricInfo:
-    """Return what `evaluate` knows of a metric: the docstring of the function that computes it, and its columns."""
+    """Return what `evaluate` knows of a metric: the docstring of the function that computes it, and its
+    columns."""
     return evaluate.MetricInfo(
         description=function.__doc__, citation="", inputs_description="", features=datasets.Features(features)
     )
@@ -61,7 +63,8 @@ class Chrf(evaluate.Metric):
 
 
 class Rouge(evaluate.Metric):
-    """ROUGE-1, ROUGE-2 and ROUGE-L, against the best and the first reference: see `eval.metrics.compute_rouge`."""
+    """ROUGE-1, ROUGE-2 and ROUGE-L, against the best and the first reference: see
+    `eval.metrics.compute_rouge`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return describe_metric(compute_rouge, predictions=TEXT, references=datasets.List(TEXT))
@@ -74,7 +77,8 @@ class Rouge(evaluate.Metric):
 
 
 class Joint(evaluate.Metric):
-    """Toxicity and the joint score of predictions against their toxic sources: see `eval.metrics.compute_joint`."""
+    """Toxicity and the joint score of predictions against their toxic sources: see
+    `eval.metrics.compute_joint`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return describe_metric(compute_joint, predictions=TEXT, references=TEXT)

@@ -26,8 +26,9 @@ LONG_ENOUGH = 0.6  # share of its words, from which on `joint` takes the content
 class Score:
     """One metric's value on a whole corpus, and the signature that says exactly how it was computed.
 
-    `statistics`, of shape (rows, numbers), is all that the metric keeps of each row: `combine` turns the sum of some
-    rows, of shape (numbers,), into the metric's value on these rows. `sentences`, of shape (rows,), is each row's own.
+    `statistics`, of shape (rows, numbers), is all that the metric keeps of each row: `combine` turns the sum
+    of some rows, of shape (numbers,), into the metric's value on these rows. `sentences`, of shape (rows,),
+    is each row's own.
     """
 
     name: str
@@ -44,7 +45,8 @@ class Score:
         return replace(self, value=value, statistics=statistics, sentences=self.sentences[rows])
 
     def join(self, starts: Sequence[int], signature: str) -> "Score":
-        """Return the same score with neighbouring rows taken as one: row i is those from starts[i] to starts[i + 1]."""
+        """Return the same score with neighbouring rows taken as one: row i is those from starts[i] to
+        starts[i + 1]."""
         return replace(
             self,
             signature=f"{self.signature}|{signature}",
@@ -54,7 +56,8 @@ class Score:
 
 
 def average_neighbours(values: np.ndarray, starts: Sequence[int]) -> np.ndarray:
-    """Return the mean of each run of neighbouring values: the i-th run is those from starts[i] to starts[i + 1]."""
+    """Return the mean of each run of neighbouring values: the i-th run is those from starts[i] to starts[i +
+    1]."""
     return np.asarray(np.add.reduceat(values, starts) / np.diff([*starts, len(values)]))
 
 
@@ -103,7 +106,8 @@ def transpose_references(references: References) -> list[list[str | None]]:
 def compute_bleu(
     predictions: Sequence[str], references: References, name: str = "bleu", lowercase: bool = False
 ) -> Score:
-    """Corpus BLEU (Papineni et al. 2002) as sacrebleu computes it by default, against all references; 0 to 100.
+    """Corpus BLEU (Papineni et al. 2002) as sacrebleu computes it by default, against all references; 0 to
+    100.
 
     A sentence's own BLEU is of the orders that the sentence has (sacrebleu's `effective_order`).
     """
@@ -117,14 +121,16 @@ def compute_bleu(
 
 
 def compute_chrf(predictions: Sequence[str], references: References) -> Score:
-    """Corpus chrF (Popović 2015) as sacrebleu computes it by default, against the best reference; 0 to 100."""
+    """Corpus chrF (Popović 2015) as sacrebleu computes it by default, against the best reference; 0 to
+    100."""
     from sacrebleu.metrics.chrf import CHRF
 
     return score_sacrebleu("chrf", CHRF(), CHRF(), predictions, references)
 
 
 def compute_rouge(predictions: Sequence[str], references: References) -> list[Score]:
-    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004), against the best and against the first reference; 0 to 1."""
+    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004), against the best and against the first
+    reference; 0 to 1."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
@@ -144,7 +150,8 @@ def compute_rouge(predictions: Sequence[str], references: References) -> list[Sc
 
 
 def compute_listed(predictions: Sequence[str], lexicon: Collection[str]) -> Score:
-    """Share of the predictions that hold a word of the lexicon (see `eval.baselines.fit_lexicon`); 0 to 1, less is better."""
+    """Share of the predictions that hold a word of the lexicon (see `eval.baselines.fit_lexicon`); 0 to 1,
+    less is better."""
     signature = f"listed|words:{len(lexicon)}|sha256:{hash_lexicon(lexicon)[:8]}"
     return score_mean("listed", signature, [float(bool(find_listed(text, lexicon))) for text in predictions])
 
@@ -152,9 +159,9 @@ def compute_listed(predictions: Sequence[str], lexicon: Collection[str]) -> Scor
 def compute_kept(predictions: Sequence[str], sources: Sequence[str]) -> list[Score]:
     """Return what is kept of the sources, without references.
 
-    `chrf_source` is the mean sentence chrF to the source, 0 to 100; `copy_rate` the share of predictions with the
-    source's words (case, punctuation and spacing aside), 0 to 1; `length_ratio` the mean ratio of words. None of them is
-    better when higher.
+    `chrf_source` is the mean sentence chrF to the source, 0 to 100; `copy_rate` the share of predictions with
+    the source's words (case, punctuation and spacing aside), 0 to 1; `length_ratio` the mean ratio of words.
+    None of them is better when higher.
     """
     chrf = compute_chrf(predictions, [[source] for source in sources])
     pairs = list(zip(predictions, sources, strict=True))
@@ -170,10 +177,11 @@ def compute_kept(predictions: Sequence[str], sources: Sequence[str]) -> list[Sco
 def compute_joint(predictions: Sequence[str], kept: Sequence[Score], model: "ToxicityModel") -> list[Score]:
     """Return `toxicity`, the mean probability of the fitted classifier, and `joint`; both 0 to 1.
 
-    `joint` is the mean over sentences of (1 - toxicity) x min(1, chrf_source / KEPT_ENOUGH) x
-    min(1, length_ratio / LONG_ENOUGH), with the scores of `compute_kept`: high where a text is not toxic and is still
-    about the same. A copy gains nothing by its content, a harmless text about something else or a part of the sentence
-    nothing by its harmlessness. It knows nothing of fluency. `python -m eval.validate` compares it with people.
+    `joint` is the mean over sentences of (1 - toxicity) x min(1, chrf_source / KEPT_ENOUGH) x min(1,
+    length_ratio / LONG_ENOUGH), with the scores of `compute_kept`: high where a text is not toxic and is
+    still about the same. A copy gains nothing by its content, a harmless text about something else or a part
+    of the sentence nothing by its harmlessness. It knows nothing of fluency. `python -m eval.validate`
+    compares it with people.
     """
     chrf_source, _, length_ratio = kept
     toxicity = np.array(model.predict(predictions))

@@ -1,7 +1,9 @@
-"""The field's own measures of detoxification, STA, SIM, FL and J, each protocol under its own name with its own models.
+"""The field's own measures of detoxification, STA, SIM, FL and J, each protocol under its own name with its
+own models.
 
-Models come from the Hub when a recipe asks for a protocol (`eval.protocols`); their commits stand in results.json, and
-`eval.pins` fixes them. Scores of two protocols can't be compared: other classifiers, other formulas.
+Models come from the Hub when a recipe asks for a protocol (`eval.protocols`); their commits stand in
+results.json, and `eval.pins` fixes them. Scores of two protocols can't be compared: other classifiers, other
+formulas.
 """
 
 import importlib.util
@@ -31,18 +33,20 @@ BATCH, LONGEST = 32, 512  # texts; tokens, as the protocols have them
 MEASURES = ("STA", "SIM", "FL")  # of which J is the product
 
 Texts = Sequence[str]
-# One row's scores by protocol, then "systems" or "ceiling" (people, and the first system beside them), system and measure.
+# One row's scores by protocol, then "systems" or "ceiling" (people, and the first system beside them), system
+# and measure.
 Sentences = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol: its models by role, what it deviates in, where it is described, its measures and its sentence scores.
+    """One protocol: its models by role, what it deviates in, where it is described, its measures and its
+    sentence scores.
 
     `measures` says of each but J how it is computed: what its signature says, beside the models.
-    `score(models, sources, outputs, references)` returns the sentence scores by measure, each of shape (rows,), in 0 to 1
-    (SIM, a cosine, in -1 to 1; XCOMET-lite, a regression, of at most 1); their product is J. `references` are the first of
-    each sentence.
+    `score(models, sources, outputs, references)` returns the sentence scores by measure, each of shape
+    (rows,), in 0 to 1 (SIM, a cosine, in -1 to 1; XCOMET-lite, a regression, of at most 1); their product is
+    J. `references` are the first of each sentence.
     """
 
     models: Mapping[str, str]
@@ -53,7 +57,8 @@ class Protocol:
 
 
 class Classifier:
-    """A sequence classifier and the label that counts as success: one of these names, or the protocol's LABEL_`index`."""
+    """A sequence classifier and the label that counts as success: one of these names, or the protocol's
+    LABEL_`index`."""
 
     def __init__(
         self, name: str, commits: Mapping[str, str], labels: Sequence[str], index: int, tokenizer: str
@@ -73,7 +78,8 @@ class Classifier:
         named = [number for label, number in found.items() if label in (*labels, f"label {index}")]
         if len(named) != 1:
             raise InputError(
-                f"{name}: found the labels {', '.join(map(str, self.model.config.id2label.values()))}. Expected one of "
+                f"{name}: found the labels {', '.join(map(str, self.model.config.id2label.values()))}. "
+                "Expected one of "
                 f"{', '.join(labels)}, or LABEL_{index}. Pin a commit of it that has one in eval.pins."
             )
         self.index = named[0]
@@ -113,7 +119,8 @@ class Encoder:
 
 
 def detokenise(text: str) -> str:
-    """Return `text` as ParaDetox's script gives it to the classifier of acceptability: no space inside of punctuation.
+    """Return `text` as ParaDetox's script gives it to the classifier of acceptability: no space inside of
+    punctuation.
 
     github.com/s-nlp/paradetox, evaluation_detox/metric_tools/fluency.py.
     """
@@ -123,7 +130,8 @@ def detokenise(text: str) -> str:
 def score_paradetox_2022(
     models: Mapping[str, Any], sources: Texts, outputs: Texts, _: Texts
 ) -> dict[str, np.ndarray]:
-    """Shares of outputs that are classified as neutral and as acceptable, and the similarity to the source."""
+    """Shares of outputs that are classified as neutral and as acceptable, and the similarity to the
+    source."""
     return {
         "STA": (models["STA"].estimate(outputs) > 0.5).astype(float),
         "SIM": models["SIM"].compare(sources, outputs),
@@ -145,7 +153,8 @@ def score_pan_2024(
 def score_pan_2025(
     models: Mapping[str, Any], sources: Texts, outputs: Texts, references: Texts
 ) -> dict[str, np.ndarray]:
-    """Probability of neutral, raised where the output is as neutral as source or reference; similarity to both; XCOMET-lite."""
+    """Probability of neutral, raised where the output is as neutral as source or reference; similarity to
+    both; XCOMET-lite."""
     neutral, before, human = (models["STA"].estimate(texts) for texts in (outputs, sources, references))
     style = np.maximum((neutral + (before <= neutral)) / 2, human <= neutral)
     similarity = 0.4 * models["SIM"].compare(sources, outputs) + 0.6 * models["SIM"].compare(
@@ -162,13 +171,15 @@ PROTOCOLS = {
             "FL": "cointegrated/roberta-large-cola-krishna2020",
         },
         "Logacheva et al., ParaDetox: Detoxification with Parallel Data, ACL 2022",
-        "SIM by LaBSE: the paper's encoder (Wieting et al., 2019) is not on the Hub. J can't be set beside the paper's.",
+        "SIM by LaBSE: the paper's encoder (Wieting et al., 2019) is not on the Hub. J can't be set beside "
+        "the paper's.",
         {"STA": "neutral>0.5", "SIM": "cosine to the source", "FL": "acceptable>0.5|detokenised"},
         score_paradetox_2022,
     ),
     "pan-2024": Protocol(
         {"STA": "textdetox/xlmr-large-toxicity-classifier", "SIM": LABSE},
-        "PAN at CLEF 2024, Text Detoxification: github.com/pan-webis-de/pan-code, clef24/text-detoxification/evaluate.py",
+        "PAN at CLEF 2024, Text Detoxification: github.com/pan-webis-de/pan-code, "
+        "clef24/text-detoxification/evaluate.py",
         "FL is chrF to the first reference.",
         {"STA": "P(neutral)", "SIM": "cosine to the source", "FL": "chrF/100|refs:first"},
         score_pan_2024,
@@ -181,7 +192,8 @@ PROTOCOLS = {
             "FL": XCOMET,
             "encoder": "microsoft/mdeberta-v3-base",  # of XCOMET-lite: its configuration and tokenizer
         },
-        "PAN at CLEF 2025, Text Detoxification: github.com/pan-webis-de/pan-code, clef25/text-detoxification/evaluation",
+        "PAN at CLEF 2025, Text Detoxification: github.com/pan-webis-de/pan-code, "
+        "clef25/text-detoxification/evaluation",
         "FL is XCOMET-lite. The reference is the first of each sentence.",
         {
             "STA": "max((P(neutral)+(P(source)<=P(neutral)))/2,P(reference)<=P(neutral))|refs:first",
@@ -212,7 +224,8 @@ def resolve_models(names: Sequence[str], pins: Sequence[str]) -> dict[str, str]:
     models = dict.fromkeys(model for name in names for model in PROTOCOLS[name].models.values())
     if unknown := sorted(pinned.keys() - models.keys()):
         raise InputError(
-            f"eval.pins: no protocol asked for uses {', '.join(unknown)}. Expected some of {', '.join(models)}."
+            f"eval.pins: no protocol asked for uses {', '.join(unknown)}. Expected some of "
+            f"{', '.join(models)}."
         )
     return {model: resolve_commit(model, pinned.get(model)) for model in models}
 
@@ -230,8 +243,8 @@ def score_protocols(
         names: keys of PROTOCOLS.
         commits: see `resolve_models`.
         outputs: for each system a text a row.
-        human: whether each human rewrite is scored against the others of its sentence, and the first system beside it; of
-            a sentence with several the mean is taken, of J of the products.
+        human: whether each human rewrite is scored against the others of its sentence, and the first system
+            beside it; of a sentence with several the mean is taken, of J of the products.
 
     Raises:
         InputError: a model can't be downloaded, or is not what the protocol takes it for.
@@ -275,7 +288,8 @@ def put_scores(
 
 
 def describe_protocols(rows: Sequence[Sentences], commits: Mapping[str, str]) -> tuple[ProtocolScores, ...]:
-    """Return each protocol's scores of each system and of people, with intervals, and the commits of its models."""
+    """Return each protocol's scores of each system and of people, with intervals, and the commits of its
+    models."""
     described = []
     for name in rows[0]:
         protocol, signatures = PROTOCOLS[name], sign_measures(name, commits)
@@ -312,7 +326,8 @@ def score_means(
 
 
 def sign_measures(name: str, commits: Mapping[str, str]) -> dict[str, str]:
-    """Return the signature of each measure of a protocol: how it is computed, and by which models; of J, all of them."""
+    """Return the signature of each measure of a protocol: how it is computed, and by which models; of J, all
+    of them."""
     protocol = PROTOCOLS[name]
     parts = {}
     for measure in MEASURES:
@@ -346,6 +361,7 @@ def load_model(role: str, protocol: Protocol, commits: Mapping[str, str]) -> Any
 
             return Xcomet(model, protocol.models["encoder"], commits)
         labels = NEUTRAL if role == "STA" else ACCEPTABLE
-        # Index 0 is neutral in all three toxicity classifiers, and acceptable in this CoLA classifier (others have it as 1).
+        # Index 0 is neutral in all three toxicity classifiers, and acceptable in this CoLA classifier (others
+        # have it as 1).
         tokenizer = protocol.models.get("tokenizer", model) if role == "STA" else model
         return Classifier(model, commits, labels, 0, tokenizer)

@@ -1,4 +1,5 @@
-"""A run's evaluation, read back and verified: its scores are computed again from its predictions and compared."""
+"""A run's evaluation, read back and verified: its scores are computed again from its predictions and
+compared."""
 
 import dataclasses
 import math
@@ -15,7 +16,8 @@ from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_js
 
 
 def read_evaluation(run: RunDir) -> Evaluation:
-    """Return the evaluation of a run's whole test split, after comparing it with the run, and its scores with its predictions.
+    """Return the evaluation of a run's whole test split, after comparing it with the run, and its scores with
+    its predictions.
 
     Raises:
         RunError: the test split is not evaluated in full, or results.json is not laid out as `Results`.
@@ -36,7 +38,8 @@ def read_evaluation(run: RunDir) -> Evaluation:
     rows = [[line.get(key) for key in ("id", "toxic", "references")] for line in predictions]
     if rows != [[example.id, example.toxic, list(example.references)] for example in examples]:
         raise Refusal(
-            f"{run.eval / 'predictions.jsonl'}: not the rows of the run's test split. Evaluate again: {evaluate}"
+            f"{run.eval / 'predictions.jsonl'}: not the rows of the run's test split. Evaluate again: "
+            f"{evaluate}"
         )
     model = fit_toxicity(read_split(run, "train"))
     attempts = read_json_lines(run.eval / "unrewritten.jsonl") if results.unrewritten else []
@@ -71,7 +74,8 @@ def check_bindings(run: RunDir, results: Results, evaluate: str) -> None:
 
 
 def score_again(evaluation: Evaluation) -> tuple[Results, list[dict[str, float]]]:
-    """Return the results that the lines of an evaluation give, and the adapter's sentence scores for each line."""
+    """Return the results that the lines of an evaluation give, and the adapter's sentence scores for each
+    line."""
     results, predictions, model = evaluation.results, evaluation.predictions, evaluation.model
     generated = {"adapter": [line["prediction"] for line in predictions]}
     generated |= {name: [line[name] for line in predictions] for name in GENERATED if name in predictions[0]}
@@ -101,7 +105,8 @@ def score_again(evaluation: Evaluation) -> tuple[Results, list[dict[str, float]]
 
 
 def are_close(one: Any, other: Any) -> bool:
-    """Say whether two JSON values are the same but for the rounding of their numbers: another machine's may differ in it."""
+    """Say whether two JSON values are the same but for the rounding of their numbers: another machine's may
+    differ in it."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(are_close(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

@@ -69,7 +69,8 @@ class AdapterHashes:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A Hub id with its commit, or a path in this project with none; and the SHA-256 of each file of weights."""
+    """A Hub id with its commit, or a path in this project with none; and the SHA-256 of each file of
+    weights."""
 
     name: str
     revision: str | None
@@ -78,7 +79,8 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Data:
-    """The rows that were scored: a split of the run, or (`split` is None) a file without what the run has seen."""
+    """The rows that were scored: a split of the run, or (`split` is None) a file without what the run has
+    seen."""
 
     source: str
     revision: str | None
@@ -114,7 +116,8 @@ class Generation:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """People and each system, on the sentences with several rewrites, against all of them but one at a time."""
+    """People and each system, on the sentences with several rewrites, against all of them but one at a
+    time."""
 
     rows: int
     systems: Systems
@@ -184,7 +187,8 @@ class UnrewrittenSlice:
 
 @dataclass(frozen=True)
 class Unrewritten:
-    """Sentences that annotators could not rewrite and that the run has not seen: where from, and their scores."""
+    """Sentences that annotators could not rewrite and that the run has not seen: where from, and their
+    scores."""
 
     source: str
     file: str
@@ -256,7 +260,8 @@ class Results:
 
         Raises:
             OtherSchema: another version of this project wrote it.
-            RunError: it is not JSON, or not laid out as `Results`; the message names file, key, found and expected.
+            RunError: it is not JSON, or not laid out as `Results`; the message names file, key, found and
+                expected.
         """
         content = parse_json(source, file) if isinstance(source, str | bytes) else source
         try:
@@ -305,7 +310,7 @@ def parse_part(kind: type[Part], part: Any) -> Part:
         raise RunError(f"{RESULTS}: {kind.__name__}: {misfit}.") from None
 
 
-# --------------------------------------------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------------------------------- reading
 
 
 class Misfit(ValueError):
@@ -342,14 +347,17 @@ def describe_value(value: Any) -> str:
 @functools.cache
 def list_fields(kind: type) -> dict[str, tuple[Any, bool]]:
     """Return the type of each field of a dataclass, and whether the JSON may lack it."""
-    hints = typing.get_type_hints(kind)
-    return {
-        field.name: (
-            hints[field.name],
-            field.default is not dataclasses.MISSING and not field.metadata.get("written"),
-        )
-        for field in dataclasses.fields(kind)
-    }
+    hints, found = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        hint, optional = hints[field.name], has_default(field)
+        if optional:  # where it is None, the JSON lacks it, and has no null
+            (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        found[field.name] = hint, optional
+    return found
+
+
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING and not field.metadata.get("written")
 
 
 def read_value(value: Any, hint: Any, key: str) -> Any:
@@ -431,7 +439,7 @@ def write_value(value: Any) -> Any:
         return {
             field.name: write_value(inner)
             for field, inner in pairs
-            if field.default is dataclasses.MISSING or field.metadata.get("written") or inner != field.default
+            if not has_default(field) or inner != field.default
         }
     if isinstance(value, Mapping):
         return {name: write_value(inner) for name, inner in value.items()}

@@ -1,4 +1,5 @@
-"""The rows that an evaluation scores: a split of the run, or a file of the user's without what the run has seen."""
+"""The rows that an evaluation scores: a split of the run, or a file of the user's without what the run has
+seen."""
 
 import csv
 import dataclasses
@@ -63,7 +64,8 @@ def read_split(run: RunDir, split: str) -> list[Example]:
 
 
 def read_splits(run: RunDir) -> dict[str, list[Example]]:
-    """Return all splits of the run, after comparing them with each other, whatever the manifest says of leaks.
+    """Return all splits of the run, after comparing them with each other, whatever the manifest says of
+    leaks.
 
     Raises:
         Refusal: see `read_split`; or a sentence is in two of them.
@@ -72,7 +74,8 @@ def read_splits(run: RunDir) -> dict[str, list[Example]]:
     if leaks := find_leaks(splits):
         raise Refusal(
             f"{run.manifest.parent}: the splits leak: {leaks[0]}, and {len(leaks) - 1} more. "
-            f"Expected those that sft/run.py writes. Train again: accelerate launch sft/run.py {run.recipe} --overwrite"
+            "Expected those that sft/run.py writes. Train again: accelerate launch sft/run.py "
+            f"{run.recipe} --overwrite"
         )
     return splits
 
@@ -80,7 +83,8 @@ def read_splits(run: RunDir) -> dict[str, list[Example]]:
 def choose_rows(run: RunDir, splits: Splits, source: str | None, split: str, limit: int | None) -> EvalRows:
     """Return the rows to evaluate: all of a split, or of a file; or the first `limit` of them.
 
-    Of a file, sentences that the run trained on or chose its settings by, and those near to them, are left out and counted.
+    Of a file, sentences that the run trained on or chose its settings by, and those near to them, are left
+    out and counted.
 
     Raises:
         InputError: see `read_source` and `find_seen`; or no rows are left.
@@ -98,7 +102,8 @@ def choose_rows(run: RunDir, splits: Splits, source: str | None, split: str, lim
         left_out = len(corpus.examples) - len(examples)
         if not examples:
             raise DataError(
-                f"{source}: the run trained on all of it ({count(left_out, 'sentence')}), so a score would mean "
+                f"{source}: the run trained on all of it ({count(left_out, 'sentence')}), so a score would "
+                "mean "
                 "nothing. Without --source, the run's own test split is evaluated."
             )
         # By content: two files of one name, or one that changed, do not overwrite each other's scores.
@@ -131,7 +136,8 @@ def list_splits(manifest: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def read_source(run: RunDir, source: str) -> Corpus:
-    """Read a file by the column names of the run's recipe or, where it has not these, by ParaDetox's layouts."""
+    """Read a file by the column names of the run's recipe or, where it has not these, by ParaDetox's
+    layouts."""
     data = load_recipe(run.recipe).data
     try:
         return read_corpus(dataclasses.replace(data, source=source, revision=None))
@@ -142,14 +148,16 @@ def read_source(run: RunDir, source: str) -> Corpus:
 
 
 def find_seen(run: RunDir, splits: Splits, flag: str) -> Links:
-    """Return the links of all that the run trained on or chose its settings by: they hold what its splits keep together.
+    """Return the links of all that the run trained on or chose its settings by: they hold what its splits
+    keep together.
 
     Raises:
         RunError: it was trained on a stream, which nobody has kept.
     """
     if read_json(run.manifest).get("streaming"):
         raise RunError(
-            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another file can't be "
+            f"{run.root}: its training rows were streamed, and not kept, so what it has seen of another "
+            "file can't be "
             f"told. Without {flag}, the run's own test split is evaluated."
         )
     return Links([example for name in ("train", "validation") for example in splits[name]])
@@ -157,14 +165,16 @@ def find_seen(run: RunDir, splits: Splits, flag: str) -> Links:
 
 @dataclass(frozen=True)
 class UnrewrittenRows:
-    """Sentences that annotators could not rewrite: a line of unrewritten.jsonl each, and what results.json says of them."""
+    """Sentences that annotators could not rewrite: a line of unrewritten.jsonl each, and what results.json
+    says of them."""
 
     lines: list[dict[str, Any]]  # id, toxic, reasons
     description: dict[str, Any]  # of `eval.results.Unrewritten`, all but the scores
 
 
 def choose_unrewritten(run: RunDir, splits: Splits, path: Path) -> UnrewrittenRows:
-    """Return the sentences of a file without rewrites, but what `find_seen` holds; of many, those of the smallest hashes.
+    """Return the sentences of a file without rewrites, but what `find_seen` holds; of many, those of the
+    smallest hashes.
 
     Raises:
         InputError: see `read_unrewritten` and `find_seen`; or the run has seen all of them.
@@ -186,10 +196,12 @@ def choose_unrewritten(run: RunDir, splits: Splits, path: Path) -> UnrewrittenRo
 
 
 def read_unrewritten(path: Path) -> dict[str, list[str]]:
-    """Return the cleaned sentences of ParaDetox's file of those not rewritten, with the annotators' reasons; or a text a line.
+    """Return the cleaned sentences of ParaDetox's file of those not rewritten, with the annotators' reasons;
+    or a text a line.
 
     Raises:
-        DataError: no such file, not UTF-8, without sentences, or a .tsv file of other columns or with broken rows.
+        DataError: no such file, not UTF-8, without sentences, or a .tsv file of other columns or with broken
+            rows.
     """
     if not path.is_file():
         expected = "sentences without rewrites: a text a line, or ParaDetox's .tsv file"
@@ -211,7 +223,8 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
     if missing:
         expected = " and ".join(UNREWRITTEN_COLUMNS)
         raise DataError(
-            f"{path}: no column {missing[0]!r}; it has {', '.join(header)}. Expected {expected}, or a text a line."
+            f"{path}: no column {missing[0]!r}; it has {', '.join(header)}. Expected {expected}, or a text "
+            "a line."
         )
     sentences = {}
     with open_text(path) as stream:
@@ -222,7 +235,8 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
                 reasons = sorted(reason for reason, holds in json.loads(given or "{}").items() if holds)
             except (ValueError, AttributeError):
                 raise DataError(
-                    f"{path}: row {number}: found {text[:40]!r} and {given[:40]!r}, expected a JSON text and a JSON object."
+                    f"{path}: row {number}: found {text[:40]!r} and {given[:40]!r}, expected a JSON text "
+                    "and a JSON object."
                 ) from None
             sentences[clean_text(text)] = reasons
     return sentences

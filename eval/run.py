@@ -1,4 +1,5 @@
-"""Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test] [--limit N]"""
+"""Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test] [--limit
+N]"""
 
 import argparse
 import json
@@ -26,7 +27,8 @@ def parse_arguments() -> argparse.Namespace:
         "--unrewritten",
         metavar="FILE",
         type=Path,
-        help="also rewrite sentences that nobody could: ParaDetox's .tsv file of them, or a text a line (at most 1,000)",
+        help="also rewrite sentences that nobody could: ParaDetox's .tsv file of them, or a text a line "
+        "(at most 1,000)",
     )
     parser.add_argument("--json", action="store_true", help="print results.json instead of a table")
     return parser.parse_args()

@@ -1,4 +1,5 @@
-"""Score anybody's outputs, without a model: python -m eval.score --predictions FILE --references FILE [--train SOURCE]"""
+"""Score anybody's outputs, without a model: python -m eval.score --predictions FILE --references FILE
+[--train SOURCE]"""
 
 import argparse
 import json
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.score",
-        description="Print the scores of anybody's outputs with 95 %% intervals, beside the input copied and people.",
+        description="Print the scores of anybody's outputs with 95 %% intervals, beside the input copied "
+        "and people.",
     )
     parser.add_argument(
         "--predictions",
@@ -67,7 +69,8 @@ def main() -> None:
     print_scores(results, f"{results.data.rows:,} rows")
     if left_out := results.data.left_out_of_train:
         print(
-            f"{count(left_out, 'sentence')} left out of the training of the classifier, as among these rows or near to one."
+            f"{count(left_out, 'sentence')} left out of the training of the classifier, as among these "
+            "rows or near to one."
         )
 
 
@@ -76,8 +79,8 @@ def score_files(predictions: Path, references: Path, train: str | None) -> "File
 
     Args:
         predictions, references: see `read_predictions`, `read_references` and `align_rows`.
-        train: a corpus to fit the toxicity classifier and the word list on, without what it shares with the references;
-            without it there are no scores of toxicity.
+        train: a corpus to fit the toxicity classifier and the word list on, without what it shares with the
+            references; without it there are no scores of toxicity.
 
     Raises:
         InputError: a file can't be read, or the files have not the same rows.
@@ -108,7 +111,8 @@ def score_files(predictions: Path, references: Path, train: str | None) -> "File
 
 
 def read_predictions(path: Path) -> list[str]:
-    """Return a text for each line, trimmed; of a .jsonl file, its `prediction`. An empty line is an empty prediction.
+    """Return a text for each line, trimmed; of a .jsonl file, its `prediction`. An empty line is an empty
+    prediction.
 
     Raises:
         InputError: no such file, not UTF-8, or a line of a .jsonl file without a text under `prediction`.
@@ -133,16 +137,19 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_references(path: Path) -> list[Example]:
-    """Return the rows of a corpus file as they stand, none left out; of a file that is no corpus, a reference for each line.
+    """Return the rows of a corpus file as they stand, none left out; of a file that is no corpus, a reference
+    for each line.
 
     A run's own test.jsonl or predictions.jsonl will do, too. Without toxic sentences, each row has "" there.
 
     Raises:
-        InputError: no such file, not readable as what its name says, a row without reference, or some without toxic sentence.
+        InputError: no such file, not readable as what its name says, a row without reference, or some without
+            toxic sentence.
     """
     if not path.is_file():
         raise InputError(
-            f"{path}: {describe_absence(path)}. Expected a corpus ({', '.join(SUFFIXES)}), or a reference a line."
+            f"{path}: {describe_absence(path)}. Expected a corpus ({', '.join(SUFFIXES)}), or a reference "
+            "a line."
         )
     if path.suffix not in SUFFIXES:
         rows = [("", [line]) for line in read_lines(path)]
@@ -158,18 +165,21 @@ def read_references(path: Path) -> list[Example]:
     empty = [number for number, example in enumerate(examples, start=1) if not example.references]
     if empty:
         raise InputError(
-            f"{path}: row {empty[0]} has no reference, nor have {len(empty) - 1} others. Expected one at least."
+            f"{path}: row {empty[0]} has no reference, nor have {len(empty) - 1} others. Expected one at "
+            "least."
         )
     bare = [number for number, example in enumerate(examples, start=1) if not example.toxic]
     if 0 < len(bare) < len(examples):
         raise InputError(
-            f"{path}: row {bare[0]} has no toxic sentence, and others have. Expected one in each row, or in none."
+            f"{path}: row {bare[0]} has no toxic sentence, and others have. Expected one in each row, or "
+            "in none."
         )
     return examples
 
 
 def read_row(path: Path, number: int, line: Any) -> tuple[str, list[str]]:
-    """Return the toxic sentence and the references of a .jsonl line; one reference may stand there as it is."""
+    """Return the toxic sentence and the references of a .jsonl line; one reference may stand there as it
+    is."""
     toxic, references = (
         (line.get("toxic") or "", line.get("references")) if isinstance(line, dict) else ("", None)
     )
@@ -184,7 +194,8 @@ def read_row(path: Path, number: int, line: Any) -> tuple[str, list[str]]:
 
 
 def read_keys(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the number of each line of a .jsonl file, and the `id` and `toxic` that it has; nothing of another file."""
+    """Return the number of each line of a .jsonl file, and the `id` and `toxic` that it has; nothing of
+    another file."""
     rows = read_json_rows(path) if path.suffix == ".jsonl" else ()
     return [
         (number, {name: line[name] for name in ("id", "toxic") if line.get(name)}) for number, line in rows
@@ -192,9 +203,11 @@ def read_keys(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def align_rows(predictions: Path, references: Path) -> tuple[list[str], list[Example]]:
-    """Return a prediction for each example. Rows of one toxic sentence are one example, so that it counts once.
+    """Return a prediction for each example. Rows of one toxic sentence are one example, so that it counts
+    once.
 
-    Row belongs to row; or, where toxic sentences have several rows, a prediction to each sentence, by its first one.
+    Row belongs to row; or, where toxic sentences have several rows, a prediction to each sentence, by its
+    first one.
 
     Raises:
         InputError: a file can't be read, or they have not the same rows.
@@ -203,7 +216,8 @@ def align_rows(predictions: Path, references: Path) -> tuple[list[str], list[Exa
     groups = group_rows(examples)
     if len(texts) not in (len(examples), len(groups)):
         raise InputError(
-            f"{predictions}: {count(len(texts), 'prediction')}, but {references} has {count(len(examples), 'row')}. "
+            f"{predictions}: {count(len(texts), 'prediction')}, but {references} has "
+            f"{count(len(examples), 'row')}. "
             "Expected a prediction for each row, in the same order; an empty line stands for an empty one."
         )
     keys = [{"id": example.id, "toxic": example.toxic} if example.toxic else {} for example in examples]
@@ -241,7 +255,8 @@ def choose_text(path: Path, texts: Sequence[str], row: Sequence[int]) -> str:
     other = next((index for index in row if texts[index] != texts[row[0]]), None)
     if other is not None:
         raise InputError(
-            f"{path}: rows {row[0] + 1} and {other + 1} are of one toxic sentence, and their predictions differ. "
+            f"{path}: rows {row[0] + 1} and {other + 1} are of one toxic sentence, and their predictions "
+            "differ. "
             "Expected one prediction a sentence: the same in each of its rows, or a line for each sentence."
         )
     return texts[row[0]]
@@ -257,13 +272,15 @@ def check_rows(predictions: Path, references: Path, rows: Sequence[Mapping[str, 
         name = next((name for name in ("toxic", "id") if name in line and name in row), None)
         if name and clean_text(str(line[name])) != clean_text(str(row[name])):
             raise InputError(
-                f"{predictions}:{number}: found `{name}` {line[name]!r}, but the row of {references} has {row[name]!r}. "
+                f"{predictions}:{number}: found `{name}` {line[name]!r}, but the row of {references} has "
+                f"{row[name]!r}. "
                 "Expected the predictions of these rows, in the same order."
             )
 
 
 def leave_out(examples: Sequence[Example], seen: Sequence[Example]) -> list[Example]:
-    """Return the examples that share no sentence with `seen`, nor are linked with one as those of one split are."""
+    """Return the examples that share no sentence with `seen`, nor are linked with one as those of one split
+    are."""
     texts = {normalise(text) for example in seen for text in (example.toxic, *example.references)}
     links = Links(seen)
     return [

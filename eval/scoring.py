@@ -1,4 +1,5 @@
-"""Outputs -> Results: scores, differences, human ceiling, slices, stress and protocols of an evaluation, and their bindings."""
+"""Outputs -> Results: scores, differences, human ceiling, slices, stress and protocols of an evaluation, and
+their bindings."""
 
 import importlib.metadata
 import platform
@@ -53,8 +54,9 @@ PACKAGES = (
 class Answers:
     """What language models wrote in one evaluation.
 
-    `systems` holds a text a row for "adapter" and those of `eval.results.GENERATED`; `stressed` the outputs for
-    `eval.stress.list_texts`, or nothing; `attempts` the rewrites of `UnrewrittenRows`; `seconds` are the adapter's.
+    `systems` holds a text a row for "adapter" and those of `eval.results.GENERATED`; `stressed` the outputs
+    for `eval.stress.list_texts`, or nothing; `attempts` the rewrites of `UnrewrittenRows`; `seconds` are the
+    adapter's.
     """
 
     systems: Mapping[str, Sequence[str]]
@@ -65,7 +67,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results, the lines of predictions.jsonl and unrewritten.jsonl, their rows, and the classifier that scored them."""
+    """The results, the lines of predictions.jsonl and unrewritten.jsonl, their rows, and the classifier that
+    scored them."""
 
     results: Results
     predictions: list[dict[str, Any]]
@@ -76,7 +79,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What an evaluation is made under: its adapter, its settings, the run's splits, and the protocols' models."""
+    """What an evaluation is made under: its adapter, its settings, the run's splits, and the protocols'
+    models."""
 
     adapter: "Adapter"
     settings: EvalConfig
@@ -158,7 +162,8 @@ def complete_outputs(
     model: ToxicityModel | None,
     baselines: Sequence[str],
 ) -> dict[str, Sequence[str]]:
-    """Return each system's outputs, the generated ones and those of the baselines that need no language model."""
+    """Return each system's outputs, the generated ones and those of the baselines that need no language
+    model."""
     outputs = dict(generated)
     if "delete" in baselines and model is not None and model.lexicon:
         outputs["delete"] = [delete_listed(text, model.lexicon) for text in texts]
@@ -173,7 +178,8 @@ def score_outputs(
     model: ToxicityModel | None,
     human: bool = True,
 ) -> tuple[Scores, list[dict[str, float]]]:
-    """Return the scores of a run's or anybody's outputs, and the first system's sentence scores by metric, for each row.
+    """Return the scores of a run's or anybody's outputs, and the first system's sentence scores by metric,
+    for each row.
 
     Args:
         examples: the rows; those without a toxic sentence ("") are scored against their references alone.
@@ -238,10 +244,12 @@ def describe_slices(
 def score_unrewritten(
     lines: Sequence[Mapping[str, Any]], model: ToxicityModel
 ) -> tuple[tuple[UnrewrittenSlice, ...], list[dict[str, float]]]:
-    """Return the scores of sentences that have no rewrites, and the adapter's sentence scores by metric, for each row.
+    """Return the scores of sentences that have no rewrites, and the adapter's sentence scores by metric, for
+    each row.
 
     Args:
-        lines: each with its toxic sentence, the adapter's prediction, and the annotators' reasons that they are sliced by.
+        lines: each with its toxic sentence, the adapter's prediction, and the annotators' reasons that they
+            are sliced by.
     """
     texts = [line["toxic"] for line in lines]
     predictions = {"adapter": [line["prediction"] for line in lines]}

@@ -1,4 +1,5 @@
-"""Outputs of several systems on the same rows -> each one's scores, their differences, and people's beside them."""
+"""Outputs of several systems on the same rows -> each one's scores, their differences, and people's beside
+them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,10 +27,11 @@ def score_systems(
 def score_ceiling(
     examples: Sequence[Example], outputs: Mapping[str, Sequence[str]], model: ToxicityModel | None
 ) -> SystemScores:
-    """Score each human rewrite, and each system, against the others of its sentence; {} where none has several rewrites.
+    """Score each human rewrite, and each system, against the others of its sentence; {} where none has
+    several rewrites.
 
-    Fewer references give lower scores, so people can be compared with nobody but on these rows and references. A
-    sentence counts once for each of its rewrites; intervals are over sentences.
+    Fewer references give lower scores, so people can be compared with nobody but on these rows and
+    references. A sentence counts once for each of its rewrites; intervals are over sentences.
     """
     others, texts, starts = take_apart(examples, outputs)
     if not others:
@@ -43,9 +45,11 @@ def score_ceiling(
 def take_apart(
     examples: Sequence[Example], outputs: Mapping[str, Sequence[str]]
 ) -> tuple[list[Example], dict[str, list[str]], list[int]]:
-    """Return a row for each rewrite of sentences with several, the systems' outputs for it, and each sentence's first row.
+    """Return a row for each rewrite of sentences with several, the systems' outputs for it, and each
+    sentence's first row.
 
-    Such a row's references are the other rewrites, and the output of the system "human" is the rewrite itself.
+    Such a row's references are the other rewrites, and the output of the system "human" is the rewrite
+    itself.
     """
     places = [
         (row, left)
@@ -66,7 +70,8 @@ def take_apart(
 
 
 def describe_systems(systems: SystemScores) -> tuple[Systems, Differences]:
-    """Return the systems' scores, and the first one's differences from each other system, all with intervals."""
+    """Return the systems' scores, and the first one's differences from each other system, all with
+    intervals."""
     flat = [score for scores in systems.values() for score in scores.values()]
     samples = iter(resample(flat))
     by_system = {system: {name: next(samples) for name in scores} for system, scores in systems.items()}
@@ -89,7 +94,8 @@ def report_score(interval: Interval, signature: str) -> ReportedScore:
 def describe_beside_people(
     systems: SystemScores, ceiling: SystemScores, rows: int
 ) -> tuple[Systems, Differences, Ceiling | None]:
-    """Return the systems' scores and differences, and people's where `ceiling` has them, on `rows` sentences."""
+    """Return the systems' scores and differences, and people's where `ceiling` has them, on `rows`
+    sentences."""
     described, differences = describe_systems(systems)
     if not ceiling:
         return described, differences, None

@@ -46,8 +46,8 @@ def format_value(name: str, value: float) -> str:
 
 def format_interval(name: str, score: Interval, signed: bool = False) -> str:
     """Return a score or a difference with its interval, such as "61.2 [59.5, 63.0]"."""
-    sign = "+" if signed and score.value > 0 else ""
-    return f"{sign}{format_value(name, score.value)} [{format_value(name, score.low)}, {format_value(name, score.high)}]"
+    value, low, high = (format_value(name, number) for number in (score.value, score.low, score.high))
+    return f"{'+' if signed and score.value > 0 else ''}{value} [{low}, {high}]"
 
 
 def name_system(system: str) -> str:
@@ -56,15 +56,18 @@ def name_system(system: str) -> str:
 
 
 def tabulate_systems(scored: Scored) -> dict[str, Mapping[str, ReportedScore]]:
-    """Return the rows of a table of scores by their labels: the systems' scores, and last those of `tabulate_ceiling`."""
+    """Return the rows of a table of scores by their labels: the systems' scores, and last those of
+    `tabulate_ceiling`."""
     rows = {name_system(system): scores for system, scores in scored.systems.items() if system != "human"}
     return rows | tabulate_ceiling(scored)
 
 
 def tabulate_ceiling(scored: Scored) -> dict[str, Mapping[str, ReportedScore]]:
-    """Return the scores of people and of the first system on the same sentences and references, by labels; {} without them.
+    """Return the scores of people and of the first system on the same sentences and references, by labels; {}
+    without them.
 
-    Both are fewer than those of the other systems, and so are scores: people can be compared with no other row.
+    Both are fewer than those of the other systems, and so are scores: people can be compared with no other
+    row.
     """
     ceiling = scored.ceiling
     if ceiling is None:
@@ -83,7 +86,8 @@ def name_metrics(systems: Systems) -> dict[str, str]:
 
 
 def describe_differences(scored: Scored) -> list[str]:
-    """Return how far the first system's BLEU is above each other's, such as "BLEU +2.1 [1.3, 2.9] against input copied".
+    """Return how far the first system's BLEU is above each other's, such as "BLEU +2.1 [1.3, 2.9] against
+    input copied".
 
     The other metrics whose differences are not significant follow.
     """
@@ -113,7 +117,8 @@ def describe_difference(system: str, differences: Mapping[str, Interval], rows: 
 
 
 def tabulate_protocol(part: ProtocolScores) -> list[list[str]]:
-    """Return the rows of a protocol's table, its head first: as in `tabulate_systems`, each with its measures' intervals."""
+    """Return the rows of a protocol's table, its head first: as in `tabulate_systems`, each with its
+    measures' intervals."""
     measures = list(next(iter(part.systems.values())))
     rows = [[part.protocol, *measures]]
     for label, scores in tabulate_systems(part).items():

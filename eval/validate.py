@@ -24,7 +24,8 @@ SEED, RESAMPLES = 0, 300
 
 @dataclass(frozen=True)
 class Judged:
-    """One system's output for one sentence, and what people said of it: each of JUDGEMENTS in 0 to 1, more is better."""
+    """One system's output for one sentence, and what people said of it: each of JUDGEMENTS in 0 to 1, more is
+    better."""
 
     system: str
     toxic: str
@@ -35,7 +36,8 @@ class Judged:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.validate",
-        description="Print how well each metric ranks systems, and sentences, as people do: Spearman's rank correlation, "
+        description="Print how well each metric ranks systems, and sentences, as people do: Spearman's "
+        "rank correlation, "
         "with 95 % bootstrap intervals over the source sentences.",
     )
     parser.add_argument(
@@ -87,7 +89,8 @@ def read_judged(path: Path) -> list[Judged]:
         judged.append(Judged(row["system"] or "", row["toxic"] or "", row["output"] or "", values))
     if len({row.system for row in judged}) < 3:
         raise InputError(
-            f"{path}: {len(judged)} rows. Expected those of three systems at least: two have no rank correlation."
+            f"{path}: {len(judged)} rows. Expected those of three systems at least: two have no rank "
+            "correlation."
         )
     return judged
 
@@ -138,7 +141,8 @@ def correlate(one: Any, other: Any, systems: Any, sources: Any) -> dict[str, tup
 
 
 def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) -> dict[str, Any]:
-    """Return each metric's rank correlations with people, and how many systems it puts below three that cost nothing."""
+    """Return each metric's rank correlations with people, and how many systems it puts below three that cost
+    nothing."""
     import numpy as np
 
     from eval.baselines import delete_listed, fit_lexicon
@@ -175,8 +179,10 @@ def print_validation(validation: Mapping[str, Any]) -> None:
 
     console = Console()
     console.print(
-        f"{validation['systems']} systems, {validation['sentences']} sentences, {validation['outputs']:,} outputs. "
-        f"Fitted on {validation['fitted_on']:,} sentences; {validation['left_out']} left out, as they are judged here.",
+        f"{validation['systems']} systems, {validation['sentences']} sentences, {validation['outputs']:,} "
+        "outputs. "
+        f"Fitted on {validation['fitted_on']:,} sentences; {validation['left_out']} left out, as they are "
+        "judged here.",
         highlight=False,
     )
     table = Table(

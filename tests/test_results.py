@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,21 +27,13 @@ def outline_type(hint: Any) -> Any:
     """Return what a type allows: its fields, each with whether it is required, or its items, or its JSON types."""
     if dataclasses.is_dataclass(hint):
         fields = list_fields(typing.cast(type, hint))
-        return {
-            name: (not optional, outline_type(remove_none(kind) if optional else kind))
-            for name, (kind, optional) in fields.items()
-        }
+        return {name: (not optional, outline_type(kind)) for name, (kind, optional) in fields.items()}
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Mapping:
         return ("object", outline_type(arguments[1]))
     if typing.get_origin(hint) is tuple:
         return ("array", outline_type(arguments[0]))
     return {NAMES[kind] for kind in (arguments or (hint,))}
-
-
-def remove_none(hint: Any) -> Any:
-    (kind,) = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    return kind
 
 
 def outline_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:

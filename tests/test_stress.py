@@ -73,6 +73,6 @@ def test_an_answer_to_a_very_long_text_may_stop_but_not_loop() -> None:
 
 def test_each_case_is_told() -> None:
     outputs = [f"output {number}" for number in range(len(list_texts()))]
-    cases = [case for group in judge_outputs(outputs) for case in group["cases"]]
-    assert [case["text"] for case in cases] == list_texts()
-    assert [case["output"] for case in cases] == outputs
+    cases = [case for group in judge_outputs(outputs) for case in group.cases]
+    assert [case.text for case in cases] == list_texts()
+    assert [case.output for case in cases] == outputs
