@@ -12,9 +12,8 @@ from sft.data import Example
 # "can't", and the "can 't" of ParaDetox, are one word; a quoted word after a space is none with the one
 # before it.
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+| ['’](?:t|s|m|d|re|ve|ll)\b)*", re.IGNORECASE)
-SEEN = (
-    0.001  # share of the training sentences that hold a word, for it to be listed; and five of them at least
-)
+# Share of the training sentences that hold a word, for it to be listed; and five of them at least.
+SEEN = 0.001
 # Most human rewrites that hold a word, for each toxic sentence that does; a sentence's rewrites count as one.
 KEPT = 0.3
 SHOTS = 4

@@ -344,9 +344,8 @@ def resolve_commit(model: str, revision: str | None) -> str:
     """Return the commit that a model's revision, or its newest one, stands for."""
     from huggingface_hub import hf_hub_download
 
-    file = (
-        "model.safetensors" if model == XCOMET else "config.json"
-    )  # PyTorchModelHubMixin does not always save the latter
+    # PyTorchModelHubMixin does not always save config.json.
+    file = "model.safetensors" if model == XCOMET else "config.json"
     with explain_errors(model, "model", revision):
         return Path(hf_hub_download(model, file, revision=revision)).parent.name
 

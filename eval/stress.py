@@ -13,9 +13,8 @@ from sft.data import clean_text
 NEAR, KEPT = 90, 50  # chrF to the input: passed as it is; still the same text
 # chrF to the input without its marks: good rewrites have 45 and more, sentences about something else to 30.
 REST = 40
-BEGINNING = (
-    60  # characters that an answer to a long text is held against at least: it is far shorter than the text
-)
+# Characters that an answer to a long text is compared with at least: it is far shorter than the text.
+BEGINNING = 60
 
 
 @dataclass(frozen=True)
