@@ -1,5 +1,4 @@
-"""All that language models write in one evaluation: the adapter's rewrites, the baselines', and those of
-stress cases."""
+"""What language models write in one evaluation: rewrites of its rows and of stress cases."""
 
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from eval.stress import list_texts
 def generate_answers(
     circumstances: Circumstances, rows: EvalRows, unrewritten: UnrewrittenRows | None, journal: Path
 ) -> Answers:
-    """Return the outputs of each system that is generated, on every process; `journal` is that of
-    `rewrite_texts`."""
+    """Return the outputs of each generated system, on every process; for `journal` see `rewrite_texts`."""
     adapter, settings = circumstances.adapter, circumstances.settings
     texts = [example.toxic for example in rows.examples]
     systems: dict[str, list[str]] = {}

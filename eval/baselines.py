@@ -1,5 +1,4 @@
-"""What an adapter is held against: the input copied, or without its listed words, and the base with and
-without examples."""
+"""What an adapter is compared with: the input copied or without listed words, and the base with few shots."""
 
 import functools
 import hashlib

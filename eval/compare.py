@@ -23,8 +23,7 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same test split, by their paths: scores, the differences of each two, and rows that differ
-    most."""
+    """Runs on one test split, by path: scores, differences of each two, and the rows that differ most."""
 
     data: Data
     systems: Systems
@@ -55,8 +54,7 @@ def main() -> None:
 
 
 def compare_runs(runs: Sequence[RunDir], rows: int) -> Comparison:
-    """Return the runs' scores, the differences of each two, and the `rows` rows where the first two differ
-    most.
+    """Return the runs' scores, the differences of each two, and `rows` rows where the first two differ most.
 
     Scores are computed anew from the runs' predictions, toxicity by the classifier of the first run's
     training split.

@@ -45,8 +45,7 @@ class Score:
         return replace(self, value=value, statistics=statistics, sentences=self.sentences[rows])
 
     def join(self, starts: Sequence[int], signature: str) -> "Score":
-        """Return the same score with neighbouring rows taken as one: row i is those from starts[i] to
-        starts[i + 1]."""
+        """Return the score with neighbouring rows as one: row i is those from starts[i] to starts[i + 1]."""
         return replace(
             self,
             signature=f"{self.signature}|{signature}",
@@ -56,8 +55,7 @@ class Score:
 
 
 def average_neighbours(values: np.ndarray, starts: Sequence[int]) -> np.ndarray:
-    """Return the mean of each run of neighbouring values: the i-th run is those from starts[i] to starts[i +
-    1]."""
+    """Return the mean of each run of neighbouring values: the i-th is from starts[i] to starts[i + 1]."""
     return np.asarray(np.add.reduceat(values, starts) / np.diff([*starts, len(values)]))
 
 
@@ -106,8 +104,7 @@ def transpose_references(references: References) -> list[list[str | None]]:
 def compute_bleu(
     predictions: Sequence[str], references: References, name: str = "bleu", lowercase: bool = False
 ) -> Score:
-    """Corpus BLEU (Papineni et al. 2002) as sacrebleu computes it by default, against all references; 0 to
-    100.
+    """Corpus BLEU (Papineni et al. 2002) by sacrebleu's defaults, against all references; 0 to 100.
 
     A sentence's own BLEU is of the orders that the sentence has (sacrebleu's `effective_order`).
     """
@@ -121,16 +118,14 @@ def compute_bleu(
 
 
 def compute_chrf(predictions: Sequence[str], references: References) -> Score:
-    """Corpus chrF (Popović 2015) as sacrebleu computes it by default, against the best reference; 0 to
-    100."""
+    """Corpus chrF (Popović 2015) by sacrebleu's defaults, against the best reference; 0 to 100."""
     from sacrebleu.metrics.chrf import CHRF
 
     return score_sacrebleu("chrf", CHRF(), CHRF(), predictions, references)
 
 
 def compute_rouge(predictions: Sequence[str], references: References) -> list[Score]:
-    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004), against the best and against the first
-    reference; 0 to 1."""
+    """Mean ROUGE-1, -2 and -L F-measures (Lin 2004), against the best and the first reference; 0 to 1."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
@@ -150,8 +145,7 @@ def compute_rouge(predictions: Sequence[str], references: References) -> list[Sc
 
 
 def compute_listed(predictions: Sequence[str], lexicon: Collection[str]) -> Score:
-    """Share of the predictions that hold a word of the lexicon (see `eval.baselines.fit_lexicon`); 0 to 1,
-    less is better."""
+    """Share of predictions with a word of the lexicon (see `fit_lexicon`); 0 to 1, less is better."""
     signature = f"listed|words:{len(lexicon)}|sha256:{hash_lexicon(lexicon)[:8]}"
     return score_mean("listed", signature, [float(bool(find_listed(text, lexicon))) for text in predictions])
 

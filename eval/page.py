@@ -36,8 +36,7 @@ def render_page(
     lexicon: Collection[str],
     plots: Path,
 ) -> str:
-    """Return the page. Plots that the folder `plots` does not have are left out; swear words are masked until
-    clicked."""
+    """Return the page, with the plots that `plots` has, and with swear words masked until clicked."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -68,8 +67,7 @@ def render_page(
 
 
 def find_changes(source: str, output: str) -> list[tuple[str, str]]:
-    """Return the way from one text to the other, word by word: pairs of "same", "out" or "in" and a piece of
-    text."""
+    """Return the changes from one text to the other: pairs of "same", "out" or "in" and a piece of text."""
     one, other = source.split(), output.split()
     changes = []
     for kind, begin, end, start, stop in difflib.SequenceMatcher(
@@ -86,8 +84,7 @@ def find_changes(source: str, output: str) -> list[tuple[str, str]]:
 
 
 def mask_words(text: str, lexicon: Collection[str]) -> list[tuple[str, bool]]:
-    """Return the text in pieces, each with whether it is a listed word, or one that a stress case marks,
-    disguised or not."""
+    """Return the text in pieces, each with whether it is a listed word or one that a stress case marks."""
     spans = [match.span() for match in WORD.finditer(text) if normalise_word(match[0]) in lexicon]
     spans += [match.span() for match in SWEARING.finditer(text)]
     pieces, place = [], 0

@@ -13,8 +13,7 @@ PLOTTED = ("bleu", "chrf", "rougeL", "toxicity", "joint")
 
 
 def plot_scores(results: Results, path: Path) -> None:
-    """Draw each system's scores as bars with their intervals, all on the scale of 0 to 100; on fewer
-    sentences, hatched."""
+    """Draw each system's scores as bars with intervals, from 0 to 100; on fewer sentences, hatched."""
     with draw_figure(path) as axes:
         systems, apart = tabulate_systems(results), tabulate_ceiling(results)
         labels = {name: label for name, label in name_metrics(results.systems).items() if name in PLOTTED}

@@ -1,5 +1,4 @@
-"""The field's own measures of detoxification, STA, SIM, FL and J, each protocol under its own name with its
-own models.
+"""The field's own measures of detoxification: STA, SIM, FL and J of each protocol, with its own models.
 
 Models come from the Hub when a recipe asks for a protocol (`eval.protocols`); their commits stand in
 results.json, and `eval.pins` fixes them. Scores of two protocols can't be compared: other classifiers, other
@@ -40,8 +39,7 @@ Sentences = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol: its models by role, what it deviates in, where it is described, its measures and its
-    sentence scores.
+    """One protocol: its models by role, where it is described, what it departs in, and its measures.
 
     `measures` says of each but J how it is computed: what its signature says, beside the models.
     `score(models, sources, outputs, references)` returns the sentence scores by measure, each of shape
@@ -57,8 +55,7 @@ class Protocol:
 
 
 class Classifier:
-    """A sequence classifier and the label that counts as success: one of these names, or the protocol's
-    LABEL_`index`."""
+    """A sequence classifier and the label of success: one of these names, or the protocol's LABEL_`index`."""
 
     def __init__(
         self, name: str, commits: Mapping[str, str], labels: Sequence[str], index: int, tokenizer: str
@@ -119,8 +116,7 @@ class Encoder:
 
 
 def detokenise(text: str) -> str:
-    """Return `text` as ParaDetox's script gives it to the classifier of acceptability: no space inside of
-    punctuation.
+    """Return `text` as ParaDetox's script gives it to the acceptability classifier, without inner spaces.
 
     github.com/s-nlp/paradetox, evaluation_detox/metric_tools/fluency.py.
     """
@@ -130,8 +126,7 @@ def detokenise(text: str) -> str:
 def score_paradetox_2022(
     models: Mapping[str, Any], sources: Texts, outputs: Texts, _: Texts
 ) -> dict[str, np.ndarray]:
-    """Shares of outputs that are classified as neutral and as acceptable, and the similarity to the
-    source."""
+    """Shares of outputs classified as neutral and as acceptable, and the similarity to the source."""
     return {
         "STA": (models["STA"].estimate(outputs) > 0.5).astype(float),
         "SIM": models["SIM"].compare(sources, outputs),
@@ -153,8 +148,7 @@ def score_pan_2024(
 def score_pan_2025(
     models: Mapping[str, Any], sources: Texts, outputs: Texts, references: Texts
 ) -> dict[str, np.ndarray]:
-    """Probability of neutral, raised where the output is as neutral as source or reference; similarity to
-    both; XCOMET-lite."""
+    """P(neutral), raised where it reaches the source's or reference's; two similarities; XCOMET-lite."""
     neutral, before, human = (models["STA"].estimate(texts) for texts in (outputs, sources, references))
     style = np.maximum((neutral + (before <= neutral)) / 2, human <= neutral)
     similarity = 0.4 * models["SIM"].compare(sources, outputs) + 0.6 * models["SIM"].compare(
@@ -288,8 +282,7 @@ def put_scores(
 
 
 def describe_protocols(rows: Sequence[Sentences], commits: Mapping[str, str]) -> tuple[ProtocolScores, ...]:
-    """Return each protocol's scores of each system and of people, with intervals, and the commits of its
-    models."""
+    """Return each protocol's scores of each system and of people, with intervals, and its models' commits."""
     described = []
     for name in rows[0]:
         protocol, signatures = PROTOCOLS[name], sign_measures(name, commits)
@@ -326,8 +319,7 @@ def score_means(
 
 
 def sign_measures(name: str, commits: Mapping[str, str]) -> dict[str, str]:
-    """Return the signature of each measure of a protocol: how it is computed, and by which models; of J, all
-    of them."""
+    """Return the signature of each measure of a protocol: how it is computed, by which models; of J, all."""
     protocol = PROTOCOLS[name]
     parts = {}
     for measure in MEASURES:

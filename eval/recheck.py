@@ -1,5 +1,4 @@
-"""A run's evaluation, read back and verified: its scores are computed again from its predictions and
-compared."""
+"""A run's evaluation, read back and verified: its scores are computed again from its predictions."""
 
 import dataclasses
 import math
@@ -16,8 +15,7 @@ from sft.run_dir import Refusal, RunDir, RunError, hash_file, read_json, read_js
 
 
 def read_evaluation(run: RunDir) -> Evaluation:
-    """Return the evaluation of a run's whole test split, after comparing it with the run, and its scores with
-    its predictions.
+    """Return the evaluation of a run's whole test split, after comparing it with the run and its predictions.
 
     Raises:
         RunError: the test split is not evaluated in full, or results.json is not laid out as `Results`.
@@ -74,8 +72,7 @@ def check_bindings(run: RunDir, results: Results, evaluate: str) -> None:
 
 
 def score_again(evaluation: Evaluation) -> tuple[Results, list[dict[str, float]]]:
-    """Return the results that the lines of an evaluation give, and the adapter's sentence scores for each
-    line."""
+    """Return the results that an evaluation's lines give, and the adapter's sentence scores for each line."""
     results, predictions, model = evaluation.results, evaluation.predictions, evaluation.model
     generated = {"adapter": [line["prediction"] for line in predictions]}
     generated |= {name: [line[name] for line in predictions] for name in GENERATED if name in predictions[0]}
@@ -105,8 +102,7 @@ def score_again(evaluation: Evaluation) -> tuple[Results, list[dict[str, float]]
 
 
 def are_close(one: Any, other: Any) -> bool:
-    """Say whether two JSON values are the same but for the rounding of their numbers: another machine's may
-    differ in it."""
+    """Say whether two JSON values are the same but for rounding, in which another machine may differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(are_close(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

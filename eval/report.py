@@ -16,8 +16,7 @@ from sft.run_dir import RunDir, write_json, write_json_lines, write_text
 
 
 def write_report(run: RunDir, folder: Path, evaluation: Evaluation, samples: int) -> None:
-    """Write predictions, samples, plots, page and last results.json, which so never speaks of files that are
-    not there.
+    """Write all files, results.json last: it never tells of files that are missing.
 
     Args:
         folder: where all but the plots of the whole test split is written.
@@ -40,8 +39,7 @@ def write_report(run: RunDir, folder: Path, evaluation: Evaluation, samples: int
 
 
 def find_plots(run: RunDir, folder: Path) -> Path:
-    """Return where an evaluation's plots are: beside the loss for the test split, which is published, else
-    with it."""
+    """Return where an evaluation's plots are: beside the loss for the test split, which is published."""
     return run.plots if folder == run.eval else folder / "plots"
 
 
@@ -67,8 +65,7 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
 
 
 def escape_markdown(text: str) -> str:
-    """Return `text` as one line that renders as itself inside a Markdown line: no markup, HTML, cell, link or
-    formula."""
+    """Return `text` as one line that renders as itself in Markdown: no markup, HTML, cell or link."""
     line = html.escape(" ".join(text.split()), quote=False)
     line = re.sub(r"[\\`*_{}\[\]#|~$@^]", lambda match: f"&#{ord(match[0])};", line)
     line = line.replace("://", "&#58;//").replace("www.", "www&#46;")
@@ -108,8 +105,7 @@ def print_report(run: RunDir, folder: Path, results: Results, lines: Sequence[Ma
 
 
 def print_further_tables(results: Results) -> None:
-    """Print the scores of the protocols, and of sentences that annotators could not rewrite, where there are
-    any."""
+    """Print the scores of the protocols, and of sentences that annotators could not rewrite."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -69,8 +69,7 @@ class AdapterHashes:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A Hub id with its commit, or a path in this project with none; and the SHA-256 of each file of
-    weights."""
+    """A Hub id with its commit, or a path in this project with none; and its weights' SHA-256 by file."""
 
     name: str
     revision: str | None
@@ -79,8 +78,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Data:
-    """The rows that were scored: a split of the run, or (`split` is None) a file without what the run has
-    seen."""
+    """The rows that were scored: a split of the run, or (`split` is None) a file without what it has seen."""
 
     source: str
     revision: str | None
@@ -116,8 +114,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """People and each system, on the sentences with several rewrites, against all of them but one at a
-    time."""
+    """People and each system, on sentences with several rewrites, against all of these but one at a time."""
 
     rows: int
     systems: Systems
@@ -187,8 +184,7 @@ class UnrewrittenSlice:
 
 @dataclass(frozen=True)
 class Unrewritten:
-    """Sentences that annotators could not rewrite and that the run has not seen: where from, and their
-    scores."""
+    """Sentences that annotators could not rewrite and that the run has not seen, and their scores."""
 
     source: str
     file: str

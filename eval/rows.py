@@ -1,5 +1,4 @@
-"""The rows that an evaluation scores: a split of the run, or a file of the user's without what the run has
-seen."""
+"""The rows that an evaluation scores: a split of the run, or a file without what the run has seen."""
 
 import csv
 import dataclasses
@@ -64,8 +63,7 @@ def read_split(run: RunDir, split: str) -> list[Example]:
 
 
 def read_splits(run: RunDir) -> dict[str, list[Example]]:
-    """Return all splits of the run, after comparing them with each other, whatever the manifest says of
-    leaks.
+    """Return all splits of the run, after comparing them with each other, whatever the manifest says.
 
     Raises:
         Refusal: see `read_split`; or a sentence is in two of them.
@@ -136,8 +134,7 @@ def list_splits(manifest: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def read_source(run: RunDir, source: str) -> Corpus:
-    """Read a file by the column names of the run's recipe or, where it has not these, by ParaDetox's
-    layouts."""
+    """Read a file by the column names of the run's recipe, or else by ParaDetox's layouts."""
     data = load_recipe(run.recipe).data
     try:
         return read_corpus(dataclasses.replace(data, source=source, revision=None))
@@ -148,8 +145,7 @@ def read_source(run: RunDir, source: str) -> Corpus:
 
 
 def find_seen(run: RunDir, splits: Splits, flag: str) -> Links:
-    """Return the links of all that the run trained on or chose its settings by: they hold what its splits
-    keep together.
+    """Return the links of all that the run trained on or chose its settings by.
 
     Raises:
         RunError: it was trained on a stream, which nobody has kept.
@@ -165,16 +161,14 @@ def find_seen(run: RunDir, splits: Splits, flag: str) -> Links:
 
 @dataclass(frozen=True)
 class UnrewrittenRows:
-    """Sentences that annotators could not rewrite: a line of unrewritten.jsonl each, and what results.json
-    says of them."""
+    """Sentences that annotators could not rewrite: lines of unrewritten.jsonl, and a part of results.json."""
 
     lines: list[dict[str, Any]]  # id, toxic, reasons
     description: dict[str, Any]  # of `eval.results.Unrewritten`, all but the scores
 
 
 def choose_unrewritten(run: RunDir, splits: Splits, path: Path) -> UnrewrittenRows:
-    """Return the sentences of a file without rewrites, but what `find_seen` holds; of many, those of the
-    smallest hashes.
+    """Return the sentences of a file that `find_seen` does not hold; of many, those of the smallest hashes.
 
     Raises:
         InputError: see `read_unrewritten` and `find_seen`; or the run has seen all of them.
@@ -196,8 +190,7 @@ def choose_unrewritten(run: RunDir, splits: Splits, path: Path) -> UnrewrittenRo
 
 
 def read_unrewritten(path: Path) -> dict[str, list[str]]:
-    """Return the cleaned sentences of ParaDetox's file of those not rewritten, with the annotators' reasons;
-    or a text a line.
+    """Return the cleaned sentences of ParaDetox's .tsv file, with the annotators' reasons, or a text a line.
 
     Raises:
         DataError: no such file, not UTF-8, without sentences, or a .tsv file of other columns or with broken

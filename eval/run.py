@@ -1,5 +1,4 @@
-"""Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test] [--limit
-N]"""
+"""Evaluate a run's adapter: accelerate launch eval/run.py RUN_DIR [--source FILE] [--split test]"""
 
 import argparse
 import json

@@ -1,5 +1,4 @@
-"""Score anybody's outputs, without a model: python -m eval.score --predictions FILE --references FILE
-[--train SOURCE]"""
+"""Score anybody's outputs: python -m eval.score --predictions FILE --references FILE [--train SOURCE]"""
 
 import argparse
 import json
@@ -111,8 +110,7 @@ def score_files(predictions: Path, references: Path, train: str | None) -> "File
 
 
 def read_predictions(path: Path) -> list[str]:
-    """Return a text for each line, trimmed; of a .jsonl file, its `prediction`. An empty line is an empty
-    prediction.
+    """Return a trimmed text for each line, also for an empty one; of a .jsonl file, its `prediction`.
 
     Raises:
         InputError: no such file, not UTF-8, or a line of a .jsonl file without a text under `prediction`.
@@ -137,8 +135,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_references(path: Path) -> list[Example]:
-    """Return the rows of a corpus file as they stand, none left out; of a file that is no corpus, a reference
-    for each line.
+    """Return the rows of a corpus file, none left out; of another file, a reference for each line.
 
     A run's own test.jsonl or predictions.jsonl will do, too. Without toxic sentences, each row has "" there.
 
@@ -178,8 +175,7 @@ def read_references(path: Path) -> list[Example]:
 
 
 def read_row(path: Path, number: int, line: Any) -> tuple[str, list[str]]:
-    """Return the toxic sentence and the references of a .jsonl line; one reference may stand there as it
-    is."""
+    """Return the toxic sentence and the references of a .jsonl line; one reference needs no list."""
     toxic, references = (
         (line.get("toxic") or "", line.get("references")) if isinstance(line, dict) else ("", None)
     )
@@ -194,8 +190,7 @@ def read_row(path: Path, number: int, line: Any) -> tuple[str, list[str]]:
 
 
 def read_keys(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the number of each line of a .jsonl file, and the `id` and `toxic` that it has; nothing of
-    another file."""
+    """Return the number, `id` and `toxic` of each line of a .jsonl file; nothing of another file."""
     rows = read_json_rows(path) if path.suffix == ".jsonl" else ()
     return [
         (number, {name: line[name] for name in ("id", "toxic") if line.get(name)}) for number, line in rows
@@ -203,8 +198,7 @@ def read_keys(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def align_rows(predictions: Path, references: Path) -> tuple[list[str], list[Example]]:
-    """Return a prediction for each example. Rows of one toxic sentence are one example, so that it counts
-    once.
+    """Return a prediction for each example. Rows of one toxic sentence are one example: it counts once.
 
     Row belongs to row; or, where toxic sentences have several rows, a prediction to each sentence, by its
     first one.
@@ -279,8 +273,7 @@ def check_rows(predictions: Path, references: Path, rows: Sequence[Mapping[str, 
 
 
 def leave_out(examples: Sequence[Example], seen: Sequence[Example]) -> list[Example]:
-    """Return the examples that share no sentence with `seen`, nor are linked with one as those of one split
-    are."""
+    """Return the examples that share no sentence with `seen`, nor are linked with one as if of one split."""
     texts = {normalise(text) for example in seen for text in (example.toxic, *example.references)}
     links = Links(seen)
     return [

@@ -1,5 +1,4 @@
-"""Outputs -> Results: scores, differences, human ceiling, slices, stress and protocols of an evaluation, and
-their bindings."""
+"""Outputs -> Results: scores, human ceiling, slices, stress, protocols, and what they are bound to."""
 
 import importlib.metadata
 import platform
@@ -67,8 +66,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results, the lines of predictions.jsonl and unrewritten.jsonl, their rows, and the classifier that
-    scored them."""
+    """The results, the lines of predictions.jsonl and unrewritten.jsonl, their rows, and the classifier."""
 
     results: Results
     predictions: list[dict[str, Any]]
@@ -79,8 +77,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What an evaluation is made under: its adapter, its settings, the run's splits, and the protocols'
-    models."""
+    """What an evaluation is made under: adapter, settings, the run's splits, and the protocols' models."""
 
     adapter: "Adapter"
     settings: EvalConfig
@@ -162,8 +159,7 @@ def complete_outputs(
     model: ToxicityModel | None,
     baselines: Sequence[str],
 ) -> dict[str, Sequence[str]]:
-    """Return each system's outputs, the generated ones and those of the baselines that need no language
-    model."""
+    """Return each system's outputs: the generated ones, and the baselines' that need no language model."""
     outputs = dict(generated)
     if "delete" in baselines and model is not None and model.lexicon:
         outputs["delete"] = [delete_listed(text, model.lexicon) for text in texts]
@@ -178,8 +174,7 @@ def score_outputs(
     model: ToxicityModel | None,
     human: bool = True,
 ) -> tuple[Scores, list[dict[str, float]]]:
-    """Return the scores of a run's or anybody's outputs, and the first system's sentence scores by metric,
-    for each row.
+    """Return the scores of a run's or anybody's outputs, and the first system's by metric for each row.
 
     Args:
         examples: the rows; those without a toxic sentence ("") are scored against their references alone.
@@ -244,8 +239,7 @@ def describe_slices(
 def score_unrewritten(
     lines: Sequence[Mapping[str, Any]], model: ToxicityModel
 ) -> tuple[tuple[UnrewrittenSlice, ...], list[dict[str, float]]]:
-    """Return the scores of sentences that have no rewrites, and the adapter's sentence scores by metric, for
-    each row.
+    """Return the scores of sentences without rewrites, and the adapter's by metric for each row.
 
     Args:
         lines: each with its toxic sentence, the adapter's prediction, and the annotators' reasons that they

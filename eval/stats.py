@@ -1,5 +1,4 @@
-"""Uncertainty: bootstrap confidence intervals over source sentences, and paired differences on the same
-rows."""
+"""Uncertainty: bootstrap intervals over source sentences, and paired differences on the same rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,7 @@ class Resampled:
 
 
 def resample(scores: Sequence[Score]) -> list[Resampled]:
-    """Draw the rows with replacement, as often as there are rows, and compute each score's metric on each
-    draw.
+    """Draw the rows with replacement, as many as there are, and compute each score's metric on each draw.
 
     All scores are of the same rows, and share the draws, also with those of another call: their values pair
     up.
@@ -55,8 +53,7 @@ def bound(value: float, values: np.ndarray) -> Interval:
 
 
 def estimate(system: Resampled) -> Interval:
-    """Return a score with its percentile bootstrap interval (Koehn 2004, "Statistical Significance Tests…",
-    EMNLP)."""
+    """Return a score with its percentile bootstrap interval (Koehn 2004, EMNLP)."""
     return bound(system.score.value, system.values)
 
 

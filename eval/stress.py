@@ -57,8 +57,7 @@ def is_clean(text: str, output: str) -> bool:
 
 
 def is_clean_beginning(text: str, output: str) -> bool:
-    """Say whether the output is the text's beginning without swear words, as far as it goes, and not caught
-    in a loop."""
+    """Say whether the output is the text's beginning without swear words, and not caught in a loop."""
     beginning = cut_marked(text)[: max(len(output), BEGINNING)]
     words = output.split()
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -190,8 +189,7 @@ GROUPS = (
 
 
 def compile_marked(texts: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern of what is marked in the texts, in each spelling: whole words, also with spaces
-    between letters."""
+    """Return a pattern of what the texts mark, in each spelling: whole words, also with spaces in them."""
     marked = {
         spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")
     }
@@ -213,8 +211,7 @@ def list_texts() -> list[str]:
 
 
 def judge_outputs(outputs: Sequence[str]) -> tuple[StressGroup, ...]:
-    """Return for each group its rule, how many outputs keep it, and all cases; `outputs` belong to
-    `list_texts`."""
+    """Return each group's rule, the outputs that keep it, and its cases, in the order of `list_texts`."""
     remaining, judged = iter(outputs), []
     for group in GROUPS:
         cases = tuple(

@@ -1,5 +1,4 @@
-"""Outputs of several systems on the same rows -> each one's scores, their differences, and people's beside
-them."""
+"""Outputs of several systems on the same rows -> their scores, their differences, and people's."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,8 +26,7 @@ def score_systems(
 def score_ceiling(
     examples: Sequence[Example], outputs: Mapping[str, Sequence[str]], model: ToxicityModel | None
 ) -> SystemScores:
-    """Score each human rewrite, and each system, against the others of its sentence; {} where none has
-    several rewrites.
+    """Score each human rewrite, and each system, against the others of its sentence; {} without such rows.
 
     Fewer references give lower scores, so people can be compared with nobody but on these rows and
     references. A sentence counts once for each of its rewrites; intervals are over sentences.
@@ -45,8 +43,7 @@ def score_ceiling(
 def take_apart(
     examples: Sequence[Example], outputs: Mapping[str, Sequence[str]]
 ) -> tuple[list[Example], dict[str, list[str]], list[int]]:
-    """Return a row for each rewrite of sentences with several, the systems' outputs for it, and each
-    sentence's first row.
+    """Return a row for each rewrite of sentences with several, the systems' outputs, and where each starts.
 
     Such a row's references are the other rewrites, and the output of the system "human" is the rewrite
     itself.
@@ -70,8 +67,7 @@ def take_apart(
 
 
 def describe_systems(systems: SystemScores) -> tuple[Systems, Differences]:
-    """Return the systems' scores, and the first one's differences from each other system, all with
-    intervals."""
+    """Return the systems' scores, and the first one's differences from each other, all with intervals."""
     flat = [score for scores in systems.values() for score in scores.values()]
     samples = iter(resample(flat))
     by_system = {system: {name: next(samples) for name in scores} for system, scores in systems.items()}
@@ -94,8 +90,7 @@ def report_score(interval: Interval, signature: str) -> ReportedScore:
 def describe_beside_people(
     systems: SystemScores, ceiling: SystemScores, rows: int
 ) -> tuple[Systems, Differences, Ceiling | None]:
-    """Return the systems' scores and differences, and people's where `ceiling` has them, on `rows`
-    sentences."""
+    """Return the systems' scores and differences, and people's, where there are any, on `rows` sentences."""
     described, differences = describe_systems(systems)
     if not ceiling:
         return described, differences, None

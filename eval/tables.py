@@ -56,15 +56,13 @@ def name_system(system: str) -> str:
 
 
 def tabulate_systems(scored: Scored) -> dict[str, Mapping[str, ReportedScore]]:
-    """Return the rows of a table of scores by their labels: the systems' scores, and last those of
-    `tabulate_ceiling`."""
+    """Return the rows of a table by label: the systems' scores, and last those of `tabulate_ceiling`."""
     rows = {name_system(system): scores for system, scores in scored.systems.items() if system != "human"}
     return rows | tabulate_ceiling(scored)
 
 
 def tabulate_ceiling(scored: Scored) -> dict[str, Mapping[str, ReportedScore]]:
-    """Return the scores of people and of the first system on the same sentences and references, by labels; {}
-    without them.
+    """Return the scores of people, and of the first system on the same sentences and references, by labels.
 
     Both are fewer than those of the other systems, and so are scores: people can be compared with no other
     row.
@@ -86,8 +84,7 @@ def name_metrics(systems: Systems) -> dict[str, str]:
 
 
 def describe_differences(scored: Scored) -> list[str]:
-    """Return how far the first system's BLEU is above each other's, such as "BLEU +2.1 [1.3, 2.9] against
-    input copied".
+    """Return lines such as "BLEU +2.1 [1.3, 2.9] against input copied", of the first system to each other.
 
     The other metrics whose differences are not significant follow.
     """
@@ -117,8 +114,7 @@ def describe_difference(system: str, differences: Mapping[str, Interval], rows: 
 
 
 def tabulate_protocol(part: ProtocolScores) -> list[list[str]]:
-    """Return the rows of a protocol's table, its head first: as in `tabulate_systems`, each with its
-    measures' intervals."""
+    """Return the rows of a protocol's table, its head first: as in `tabulate_systems`, with intervals."""
     measures = list(next(iter(part.systems.values())))
     rows = [[part.protocol, *measures]]
     for label, scores in tabulate_systems(part).items():

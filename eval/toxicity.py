@@ -1,5 +1,4 @@
-"""A small toxicity classifier, fitted on a training split alone: a stand-in where the field's own models are
-not at hand."""
+"""A small toxicity classifier, fitted on a training split alone, where the field's own are not at hand."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -33,8 +32,7 @@ class ToxicityModel:
         return [probability if text else 0.0 for probability, text in zip(found, words, strict=True)]
 
     def measure_accuracy(self, examples: Sequence[Example]) -> float | None:
-        """Return the mean of the shares of toxic sentences and of rewrites that are told right; None without
-        examples."""
+        """Return the mean accuracy of toxic sentences and of rewrites; None without examples."""
         if not examples:
             return None
         toxic = self.predict([example.toxic for example in examples])
@@ -44,8 +42,7 @@ class ToxicityModel:
 
 
 def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
-    """Fit the classifier and the word list: toxic sentences against their rewrites, each sentence's weighing
-    one together."""
+    """Fit classifier and word list on toxic sentences and their rewrites; a sentence's weigh one together."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union

@@ -24,8 +24,7 @@ SEED, RESAMPLES = 0, 300
 
 @dataclass(frozen=True)
 class Judged:
-    """One system's output for one sentence, and what people said of it: each of JUDGEMENTS in 0 to 1, more is
-    better."""
+    """One system's output for a sentence, and people's JUDGEMENTS of it, each in 0 to 1, more is better."""
 
     system: str
     toxic: str
@@ -141,8 +140,7 @@ def correlate(one: Any, other: Any, systems: Any, sources: Any) -> dict[str, tup
 
 
 def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) -> dict[str, Any]:
-    """Return each metric's rank correlations with people, and how many systems it puts below three that cost
-    nothing."""
+    """Return each metric's rank correlations with people, and the systems it puts below three free ones."""
     import numpy as np
 
     from eval.baselines import delete_listed, fit_lexicon

@@ -1,5 +1,4 @@
-"""XCOMET-lite: how well an output stands beside its source and a reference, as a whole and by the errors
-marked in it.
+"""XCOMET-lite: how well an output fits its source and a reference, as a whole and by the errors in it.
 
 Guerreiro et al., xCOMET: Transparent Machine Translation Evaluation through Fine-grained Error Detection,
 TACL 2024; Larionov et al., xCOMET-lite, EMNLP 2024: github.com/NL2G/xCOMET-lite. The scores are those of
@@ -30,8 +29,7 @@ BATCH = 32  # rows
 
 
 class QualityModel(nn.Module):
-    """An encoder, a regression on the first token of its mixed layers, and a tagger of errors; named as in
-    the checkpoint."""
+    """An encoder, a regression on its mixed layers' first token, and a tagger of errors; named as saved."""
 
     def __init__(self, encoder: "PreTrainedModel", hidden_sizes: Sequence[int], word_layer: int) -> None:
         super().__init__()
@@ -51,8 +49,7 @@ class QualityModel(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores, shape (rows,), at most 1, and the probabilities of each token's labels, shape (rows,
-        tokens, labels)."""
+        """Return scores, shape (rows,), at most 1, and label probabilities, shape (rows, tokens, labels)."""
         states = self.encoder["model"](input_ids, attention_mask, output_hidden_states=True).hidden_states
         weights = torch.cat(list(self.layerwise_attention.scalar_parameters)).softmax(0)
         mixed = self.layerwise_attention.gamma * sum(
@@ -67,8 +64,7 @@ class Xcomet:
     """XCOMET-lite with its tokenizer."""
 
     def __init__(self, name: str, encoder: str, commits: Mapping[str, str]) -> None:
-        """Load the checkpoint, as PyTorchModelHubMixin saves it; its configuration and its tokenizer are
-        those of `encoder`.
+        """Load a checkpoint of PyTorchModelHubMixin; configuration and tokenizer are those of `encoder`.
 
         Raises:
             InputError: the weights are not those of an XCOMET-lite.
@@ -131,8 +127,7 @@ class Xcomet:
         return score.cpu().numpy() + SPAN_WEIGHT * np.array(spans)
 
     def join(self, *texts: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Return the rows `[CLS] text [SEP] text [SEP] …`, cut and padded, each tensor of shape (rows,
-        tokens)."""
+        """Return the rows `[CLS] text [SEP] text [SEP] …`, cut and padded, of shape (rows, tokens)."""
         first, last, blank = (
             self.tokenizer.cls_token_id,
             self.tokenizer.sep_token_id,
@@ -147,8 +142,7 @@ class Xcomet:
 
 
 def score_spans(labels: Sequence[int]) -> float:
-    """Return the MQM score of an output by its tokens' labels, indices of PENALTIES: 1 for no error, 0 for
-    the worst.
+    """Return the MQM score of an output by its tokens' labels, indices of PENALTIES: from 0, worst, to 1.
 
     A span of errors counts as its first token. One that runs to the last token does not count, as in
     unbabel-comet.
@@ -162,8 +156,7 @@ def score_spans(labels: Sequence[int]) -> float:
 
 
 def load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a DeBERTa with the normalisation of its spm.model, which transformers 5 leaves
-    out."""
+    """Return a DeBERTa's tokenizer with its spm.model's normalisation, which transformers 5 leaves out."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from tokenizers import Regex, normalizers
     from transformers import AutoTokenizer
