@@ -225,10 +225,10 @@ class FileResults:
 class Results:
     """results.json: the scores of an adapter's outputs, and all that they are bound to.
 
-    Fields are in the order of the file; one with a default is left out of it where it has that default.
+    Fields are in the order of the file; those with a default, here and in the parts, are left out where None.
     """
 
-    schema: int = dataclasses.field(default=SCHEMA, metadata={"written": True})
+    schema: int
     created: str  # ISO 8601, UTC
     adapter: AdapterHashes
     base: BaseModel
@@ -336,7 +336,7 @@ def describe_value(value: Any) -> str:
     for kinds, words in ((Mapping, "an object"), (list, "a list"), (type(None), "null")):
         if isinstance(value, kinds):
             return words
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value[:41] if isinstance(value, str) else value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
@@ -345,15 +345,11 @@ def list_fields(kind: type) -> dict[str, tuple[Any, bool]]:
     """Return the type of each field of a dataclass, and whether the JSON may lack it."""
     hints, found = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
-        hint, optional = hints[field.name], has_default(field)
+        hint, optional = hints[field.name], field.default is not dataclasses.MISSING
         if optional:  # where it is None, the JSON lacks it, and has no null
             (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
         found[field.name] = hint, optional
     return found
-
-
-def has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING and not field.metadata.get("written")
 
 
 def read_value(value: Any, hint: Any, key: str) -> Any:
@@ -432,11 +428,7 @@ def write_value(value: Any) -> Any:
     """Return a dataclass of this module as JSON has it."""
     if dataclasses.is_dataclass(value):
         pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {
-            field.name: write_value(inner)
-            for field, inner in pairs
-            if not has_default(field) or inner != field.default
-        }
+        return {field.name: write_value(inner) for field, inner in pairs if inner is not field.default}
     if isinstance(value, Mapping):
         return {name: write_value(inner) for name, inner in value.items()}
     return [write_value(inner) for inner in value] if isinstance(value, tuple) else value

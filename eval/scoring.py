@@ -13,6 +13,7 @@ from eval.baselines import delete_listed, find_listed
 from eval.metrics import Score, score_unreferenced
 from eval.protocols import Sentences, describe_protocols, score_protocols
 from eval.results import (
+    SCHEMA,
     AdapterHashes,
     BaseModel,
     Generation,
@@ -107,6 +108,7 @@ def score_run(
         lines = [line | {"scores": round_scores(mark)} for line, mark in zip(lines, marks, strict=True)]
         described = Unrewritten(**unrewritten.description, slices=slices)
     results = Results(
+        schema=SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         adapter=AdapterHashes(**adapter.describe()),
         base=BaseModel(**adapter.base.describe()),
