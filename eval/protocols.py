@@ -1,6 +1,6 @@
 """The field's own measures of detoxification: STA, SIM, FL and J of each protocol, with its own models.
 
-Models come from the Hub when a recipe asks for a protocol (`eval.protocols`); their commits stand in
+Models come from the Hub when a recipe asks for a protocol (`eval.protocols`); their commits are in
 results.json, and `eval.pins` fixes them. Scores of two protocols can't be compared: other classifiers, other
 formulas.
 """

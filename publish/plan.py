@@ -20,7 +20,7 @@ PLOTS = ("loss.png", "scores.png", "lengths.png")
 
 
 def read_facts(run: RunDir, repo_id: str | None = None) -> CardFacts:
-    """Read what the card says, and hold its parts against one another. `repo_id` goes before the recipe's own.
+    """Read what the card says, and compare its parts. `repo_id` goes before the recipe's own.
 
     Raises:
         RunError: the environment has no record of the training, or the evaluation has no hash of adapter_config.json.

@@ -56,7 +56,7 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def check_files(folder: Path) -> list[Check]:
-    """Hold weights, config, base and card against results.json.
+    """Compare weights, config, base and card with results.json.
 
     Raises:
         InputError: another version of this project made them, whose card says the same in other words.
@@ -94,7 +94,7 @@ def compare(what: str, said: str, found: str) -> Check:
 
 
 def check_metrics(metadata: Mapping[str, Any], results: Results) -> list[Check]:
-    """Hold each metric of the card's metadata against results.json, and look for each that should be there."""
+    """Compare each metric of the card's metadata with results.json, and look for each that should be there."""
     entries = [entry for model in metadata.get("model-index") or () for result in model["results"] for entry in result["metrics"]]
     told: dict[str, list[tuple[Any, str]]] = {}
     for entry in entries:
@@ -112,7 +112,7 @@ def describe_metric(entries: Sequence[tuple[Any, str]]) -> str:
 
 
 def check_text(text: str, results: Results) -> list[Check]:
-    """Hold the generated part's headline and results, each line and each cell of a table, against results.json."""
+    """Compare the generated headline and results, each line and each cell of a table, with results.json."""
     generated = text.partition(BEGIN)[2].partition(END)[0]
     said = {
         "headline": generated.partition("\n# ")[2].partition("\n")[2].partition("\nA LoRA adapter for")[0],
@@ -196,7 +196,7 @@ def print_checks(checks: list[Check]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m publish.verify",
-        description="Download a published adapter and hold its weights, its results.json and its card against one another. "
+        description="Download a published adapter and compare its weights, its results.json and its card. "
         "Exit status: 0 all holds, 2 bad input, 3 something does not hold, 4 the Hub failed.",
     )
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of an adapter that publish.run has pushed")
