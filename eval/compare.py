@@ -34,7 +34,7 @@ class Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.compare",
-        description="Print the scores of evaluated runs on the same test split with 95 %% intervals, the "
+        description="Print the scores of evaluated runs on the same test split with 95 % intervals, the "
         "paired difference of "
         "each two, and the rows where the first two differ most.",
     )

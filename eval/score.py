@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.score",
-        description="Print the scores of anybody's outputs with 95 %% intervals, beside the input copied "
+        description="Print the scores of anybody's outputs with 95 % intervals, beside the input copied "
         "and people.",
     )
     parser.add_argument(
