@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.rows import check_leaks
-from sft.command import InputError, Refusal, RunError, count, parse_count, run_command
+from eval.rows import read_splits
 from sft.data import Example
-from sft.lexicon import find_listed
+from sft.command import count
 from sft.prompt import TEMPLATE
+from sft.command import InputError, parse_count, run_command
+from sft.storage import name_path
+from sft.command import Refusal, RunError
 from sft.run_dir import Run, open_run
+from sft.storage import read_json
 from sft.splits import Links
-from sft.storage import name_path, read_json
 from sft.targets import holds_targets, is_line, write_targets
 
 if TYPE_CHECKING:
@@ -28,11 +30,8 @@ if TYPE_CHECKING:
     from eval.toxicity import ToxicityModel
 
 BEAMS = 8
-# Chosen on ParaDetox's validation split (tests/benchmarks/RESULTS.md). One nat a token is a lot: a teacher's second choice is
-# mostly 0.05 to 0.2 below its first.
-HARMLESS = 0.2  # weight of the log of (1 - toxicity)
-LISTED = 0.5  # nats, for each word of the word list
-RULE = f"mean log-likelihood of a token + {HARMLESS} log(1 - toxicity) - {LISTED} a listed word"
+HARMLESS = 0.2  # weight of the log of (1 - toxicity), beside a mean log-likelihood of which one nat is a lot
+RULE = f"mean log-likelihood + {HARMLESS} log(1 - toxicity)"
 LEAST = 1e-3  # of 1 - toxicity, so that its logarithm is finite
 
 
@@ -43,10 +42,9 @@ class Candidate:
     text: str
     likelihood: float  # by the teacher: mean of the tokens and the end, in nats
     toxicity: float  # 0 to 1, by the classifier fitted on the run's training split
-    listed: int  # words of the list fitted on it
 
     def score(self) -> float:
-        return self.likelihood + HARMLESS * math.log(max(LEAST, 1 - self.toxicity)) - LISTED * self.listed
+        return self.likelihood + HARMLESS * math.log(max(LEAST, 1 - self.toxicity))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,8 +72,7 @@ def main() -> None:
     run = open_run(arguments.run or arguments.teacher)
     output = arguments.output or run.root / "targets.jsonl"
     check_output(output)
-    check_leaks(run)
-    examples = run.splits["train"]
+    examples = read_splits(run)["train"]
     if run.manifest["streaming"]:
         raise RunError(f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming.")
 
@@ -154,14 +151,13 @@ def choose_targets(
 ) -> list[dict[str, Any]]:
     """Return a line of the targets file for each example that has a rewrite to learn."""
     flat = [text for texts in offered for text in texts]
-    listed = [len(find_listed(text, model.lexicon)) for text in flat]
-    values = iter(zip(flat, likelihoods, model.predict(flat), listed, strict=True))
+    values = iter(zip(flat, likelihoods, model.predict(flat), strict=True))
     rows = []
     for example, texts in zip(examples, offered, strict=True):
         candidates = [Candidate(*next(values)) for _ in texts]
         if candidates:
             best = max(candidates, key=Candidate.score)  # the first of equals
-            scores = {"likelihood": best.likelihood, "toxicity": round(best.toxicity, 4), "listed": best.listed}
+            scores = {"likelihood": best.likelihood, "toxicity": round(best.toxicity, 4)}
             by = "people" if best.text in example.references else "teacher"
             rows.append({"id": example.id, "target": best.text, "by": by, "scores": scores})
     return rows

@@ -6,8 +6,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.stress import SWEARING
 from sft.lexicon import WORD, normalise_word
+from eval.results import GENERATED, Results
+from eval.stress import SWEARING
+from eval.tables import (
+    LABELS,
+    describe_differences,
+    format_value,
+    name_metrics,
+    name_system,
+    tabulate_ceiling,
+    tabulate_protocol,
+    tabulate_systems,
+    tabulate_unrewritten,
+)
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 PLOTS = {
@@ -19,29 +31,17 @@ PLOTS = {
 
 def render_page(
     title: str,
-    results: Mapping[str, Any],
+    results: Results,
     samples: Sequence[Mapping[str, Any]],
     lexicon: Collection[str],
     plots: Path,
 ) -> str:
-    """Return the page. Plots that the folder `plots` has not are left out; swear words are masked until clicked."""
+    """Return the page, with the plots that `plots` has, and with swear words masked until clicked."""
     import jinja2
 
-    from eval.report import (
-        GENERATED,
-        LABELS,
-        describe_differences,
-        format_interval,
-        format_value,
-        name_metrics,
-        name_system,
-        tabulate_ceiling,
-        tabulate_protocol,
-        tabulate_systems,
-        tabulate_unrewritten,
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
     )
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     environment.filters |= {"system": name_system, "words": lambda text: mask_words(text, lexicon)}
     images = {
         name: {"title": label, "data": base64.b64encode((plots / name).read_bytes()).decode()}
@@ -54,24 +54,25 @@ def render_page(
         results=results,
         systems=tabulate_systems(results),
         apart=tabulate_ceiling(results),
-        labels=name_metrics(results),
+        labels=name_metrics(results.systems),
         all_labels=LABELS,
         differences=describe_differences(results),
-        format_interval=format_interval,
         format_value=format_value,
         images=list(images.values()),
         samples=rows,
         generated=GENERATED,
-        protocols=[(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
-        unrewritten=tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
+        protocols=[(part, tabulate_protocol(part)) for part in results.protocols],
+        unrewritten=tabulate_unrewritten(results.unrewritten) if results.unrewritten else [],
     )
 
 
 def find_changes(source: str, output: str) -> list[tuple[str, str]]:
-    """Return the way from one text to the other, word by word: pairs of "same", "out" or "in" and a piece of text."""
+    """Return the changes from one text to the other: pairs of "same", "out" or "in" and a piece of text."""
     one, other = source.split(), output.split()
     changes = []
-    for kind, begin, end, start, stop in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+    for kind, begin, end, start, stop in difflib.SequenceMatcher(
+        None, one, other, autojunk=False
+    ).get_opcodes():
         if kind == "equal":
             changes.append(("same", " ".join(one[begin:end])))
             continue
@@ -83,7 +84,7 @@ def find_changes(source: str, output: str) -> list[tuple[str, str]]:
 
 
 def mask_words(text: str, lexicon: Collection[str]) -> list[tuple[str, bool]]:
-    """Return the text in pieces, each with whether it is a listed word, or one that a stress case marks, disguised or not."""
+    """Return the text in pieces, each with whether it is a listed word or one that a stress case marks."""
     spans = [match.span() for match in WORD.finditer(text) if normalise_word(match[0]) in lexicon]
     spans += [match.span() for match in SWEARING.finditer(text)]
     pieces, place = [], 0

@@ -1,168 +1,434 @@
-"""Outputs of several systems on the same rows -> scores, differences, human ceiling and slices, each with its interval."""
+"""results.json as a typed, frozen object: the scores of an evaluation, and what they are bound to."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from sft.command import RunError
 
-from eval.metrics import Score, compute_scores, score_unreferenced
-from eval.stats import LEVEL, RESAMPLES, SEED, compare, estimate, resample
-from eval.toxicity import ToxicityModel
-from sft.data import Example
-from sft.lexicon import delete_listed, find_listed
+RESULTS = "results.json"
+SCHEMA = 6
+GENERATED = ("base", "few_shot")  # systems beside the adapter whose outputs a language model generates
 
-SCHEMA = 5
-GENERATED = ("base", "few_shot")  # beside the adapter
-SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
-BESIDE = "each rewrite against the others"  # in the signatures of people's scores
-SHORT, LONG = 8, 15  # words: shorter than the one, as long as the other
+LONGEST_KEY = 120  # characters in a message
+Scalar = str | int | float | bool | None
 
-Systems = Mapping[str, Mapping[str, Score]]
+Part = typing.TypeVar("Part")
 
 
-def complete_outputs(
-    generated: Mapping[str, Sequence[str]], texts: Sequence[str], model: ToxicityModel | None, baselines: Sequence[str]
-) -> dict[str, Sequence[str]]:
-    """Return each system's outputs, the generated ones and those of the baselines that need no language model."""
-    outputs = dict(generated)
-    if "delete" in baselines and model is not None and model.lexicon:
-        outputs["delete"] = [delete_listed(text, model.lexicon) for text in texts]
-    if "copy" in baselines:
-        outputs["copy"] = list(texts)
-    return outputs
+@dataclass(frozen=True)
+class Interval:
+    """A value, and the bounds of its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
 
 
-def describe_scores(
-    examples: Sequence[Example], outputs: Mapping[str, Sequence[str]], model: ToxicityModel | None, human: bool = True
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Return the scores' part of results.json, and the first system's sentence scores by metric, for each row.
+@dataclass(frozen=True)
+class ReportedScore(Interval):
+    """A score with its interval, and the signature that says exactly how it was computed."""
 
-    Args:
-        examples: the rows; those without a toxic sentence ("") are scored against their references alone.
-        outputs: for each system a text a row; the others are what the first one is held against.
-        model: see `eval.metrics.compute_scores`.
-        human: whether each human rewrite is scored against the others of its sentence.
+    signature: str
+
+
+Systems = Mapping[str, Mapping[str, ReportedScore]]  # by system and metric
+Differences = Mapping[str, Mapping[str, Interval]]  # the first system's scores above each other system's
+
+
+class Scored(typing.Protocol):
+    """What a table of scores is made from."""
+
+    @property
+    def systems(self) -> Systems: ...
+
+    @property
+    def differences(self) -> Differences: ...
+
+    @property
+    def ceiling(self) -> "Ceiling | None": ...
+
+
+@dataclass(frozen=True)
+class AdapterHashes:
+    """The SHA-256 of adapter_model.safetensors, which the scores belong to, and of adapter_config.json."""
+
+    sha256: str
+    config_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A Hub id with its commit, or a path in this project with none; and its weights' SHA-256 by file."""
+
+    name: str
+    revision: str | None
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows that were scored: a split of the run, or (`split` is None) a file without what it has seen."""
+
+    source: str
+    revision: str | None
+    files: Mapping[str, str]
+    split: str | None
+    left_out_as_seen: int
+    rows: int
+    rows_of: int
+    sha256: str
+    splits: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class FileData:
+    """The rows of a file of anybody's outputs."""
+
+    rows: int
+    sha256: str
+    files: Mapping[str, str]
+    left_out_of_train: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the answers were generated; see `eval.generate.GenerationSettings`."""
+
+    num_beams: int
+    max_new_tokens: int
+    batch_size: int
+    merge_adapter: bool
+    prefix_caching: bool
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """People and each system, on sentences with several rewrites, against all of these but one at a time."""
+
+    rows: int
+    systems: Systems
+    differences: Differences
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some scores on a part of the rows."""
+
+    by: str
+    slice: str
+    rows: int
+    systems: Systems
+
+
+@dataclass(frozen=True)
+class ResamplingMethod:
+    """How the intervals were computed."""
+
+    method: str
+    level: int
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class StressCase:
+    text: str
+    output: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class StressGroup:
+    """Stress cases of one kind, and how many of their outputs keep its rule."""
+
+    group: str
+    rule: str
+    passed: int
+    of: int
+    cases: tuple[StressCase, ...]
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """The scores of one protocol of `eval.protocols`, and the commits of its models."""
+
+    protocol: str
+    source: str
+    note: str
+    models: Mapping[str, str]
+    systems: Systems
+    differences: Differences
+    ceiling: Ceiling | None = None
+
+
+@dataclass(frozen=True)
+class UnrewrittenSlice:
+    """The scores on all of the sentences without rewrites, or on those of one of the annotators' reasons."""
+
+    slice: str
+    rows: int
+    systems: Systems
+    differences: Differences
+
+
+@dataclass(frozen=True)
+class Unrewritten:
+    """Sentences that annotators could not rewrite and that the run has not seen, and their scores."""
+
+    source: str
+    file: str
+    rows: int
+    rows_of: int
+    sha256: str
+    left_out_as_seen: int
+    slices: tuple[UnrewrittenSlice, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The part of the results that needs outputs and references alone: see `eval.scoring.score_outputs`."""
+
+    systems: Systems
+    differences: Differences
+    ceiling: Ceiling | None
+    slices: tuple[Slice, ...]
+    intervals: ResamplingMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileResults:
+    """The scores of a file of anybody's outputs."""
+
+    data: FileData
+    systems: Systems
+    differences: Differences
+    ceiling: Ceiling | None = None
+    slices: tuple[Slice, ...]
+    intervals: ResamplingMethod
+
+    def to_json(self) -> dict[str, Any]:
+        return write_value(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """results.json: the scores of an adapter's outputs, and all that they are bound to.
+
+    Fields are in the order of the file; those with a default, here and in the parts, are left out where None.
     """
-    systems = score_systems(examples, outputs, model)
-    ceiling = score_ceiling(examples, outputs, model) if human else {}
-    results = describe_beside_people(systems, ceiling, sum(len(example.references) > 1 for example in examples))
-    results["slices"] = describe_slices(examples, systems, model)
-    results["intervals"] = {"method": "percentile bootstrap over sentences", "level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
-    first = next(iter(systems.values()))
-    rows = zip(*(score.sentences.tolist() for score in first.values()), strict=True)
-    return results, [dict(zip(first, row, strict=True)) for row in rows]
+
+    schema: int
+    created: str  # ISO 8601, UTC
+    adapter: AdapterHashes
+    base: BaseModel
+    quantization: Mapping[str, Scalar]
+    tokens: Mapping[str, str | None]
+    prompt: str
+    data: Data
+    generation: Generation
+    systems: Systems
+    differences: Differences
+    ceiling: Ceiling | None = None
+    slices: tuple[Slice, ...]
+    intervals: ResamplingMethod
+    stress: tuple[StressGroup, ...]
+    protocols: tuple[ProtocolScores, ...]
+    unrewritten: Unrewritten | None = None
+    toxicity_accuracy: float | None  # of the fitted classifier, on the validation split
+    generation_seconds: float
+    processes: int
+    versions: Mapping[str, str]
+
+    @classmethod
+    def from_json(cls, source: str | bytes | Mapping[str, Any], file: Path | str = RESULTS) -> "Results":
+        """Return the results that a file's text, or its parsed content, describes.
+
+        Raises:
+            OtherSchema: another version of this project wrote it.
+            RunError: it is not JSON, or not laid out as `Results`; the message names file, key, found and
+                expected.
+        """
+        content = parse_json(source, file) if isinstance(source, str | bytes) else source
+        try:
+            if isinstance(content, Mapping) and read_field(content, "schema", int, "") != SCHEMA:
+                raise OtherSchema(
+                    f"{file}: schema: found {content['schema']}, expected {SCHEMA}.", content["schema"]
+                )
+            return typing.cast(Results, read_value(content, cls, ""))
+        except Misfit as misfit:
+            raise RunError(f"{file}: {misfit}.") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of results.json."""
+        return write_value(self)
 
 
-def score_systems(examples: Sequence[Example], outputs: Mapping[str, Sequence[str]], model: ToxicityModel | None) -> Systems:
-    """Return the scores of each system, on the same rows."""
-    sources = [example.toxic for example in examples]
-    references = [example.references for example in examples]
-    known = sources if all(sources) else None
-    return {name: compute_scores(texts, references, known, model) for name, texts in outputs.items()}
+class OtherSchema(RunError):
+    """The results are of another version of this project."""
+
+    def __init__(self, message: str, schema: int) -> None:
+        super().__init__(message)
+        self.schema = schema
 
 
-def score_ceiling(examples: Sequence[Example], outputs: Mapping[str, Sequence[str]], model: ToxicityModel | None) -> Systems:
-    """Score each human rewrite against the others of its sentence, and each system against the same; {} without such rows.
+def read_results(path: Path) -> Results:
+    """Return the results in a file.
 
-    Fewer references give lower scores, so people can be compared with nobody but on these rows and references. A
-    sentence counts once for each of its rewrites; intervals are over sentences.
+    Raises:
+        RunError: the file is missing; or see `Results.from_json`.
     """
-    others, texts, starts = take_apart(examples, outputs)
-    if not others:
-        return {}
-    return {
-        name: {metric: score.join(starts, BESIDE) for metric, score in scores.items()}
-        for name, scores in score_systems(others, texts, model).items()
-    }
+    try:
+        return Results.from_json(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing from the run directory.") from None
 
 
-def take_apart(
-    examples: Sequence[Example], outputs: Mapping[str, Sequence[str]]
-) -> tuple[list[Example], dict[str, list[str]], list[int]]:
-    """Return a row for each rewrite of sentences with several, the systems' outputs for it, and where each sentence starts.
+def parse_part(kind: type[Part], part: Any) -> Part:
+    """Return a part of results.json's content as its type, a dataclass of this module.
 
-    Such a row's references are the other rewrites, and the output of the system "human" is the rewrite itself.
+    Raises:
+        RunError: see `Results.from_json`.
     """
-    places = [(row, left) for row, e in enumerate(examples) if len(e.references) > 1 for left in range(len(e.references))]
-    others = [
-        Example(examples[row].toxic, tuple(text for number, text in enumerate(examples[row].references) if number != left))
-        for row, left in places
-    ]
-    texts = {name: [values[row] for row, _ in places] for name, values in outputs.items()}
-    texts["human"] = [examples[row].references[left] for row, left in places]
-    return others, texts, [index for index, (_, left) in enumerate(places) if left == 0]
+    try:
+        return typing.cast(Part, read_value(part, kind, ""))
+    except Misfit as misfit:
+        raise RunError(f"{RESULTS}: {kind.__name__}: {misfit}.") from None
 
 
-def describe_beside_people(systems: Systems, ceiling: Systems, rows: int) -> dict[str, Any]:
-    """Return `systems`, `differences` and, where there is a `ceiling`, that of results.json, on so many rows."""
-    results = describe_systems(systems)
-    if ceiling:
-        results["ceiling"] = {"rows": rows, **describe_systems(ceiling)}
-        results["systems"]["human"] = results["ceiling"]["systems"]["human"]
-    return results
+# ---------------------------------------------------------------------------------------------- reading
 
 
-def describe_systems(systems: Systems) -> dict[str, Any]:
-    """Return `systems` and `differences` of results.json: all with intervals, the latter the first system's to each other."""
-    flat = [score for scores in systems.values() for score in scores.values()]
-    samples = iter(resample(flat))
-    by_system = {system: {name: next(samples) for name in scores} for system, scores in systems.items()}
-    first, *rest = by_system
-    return {
-        "systems": {
-            system: {name: {**estimate(it).describe(), "signature": it.score.signature} for name, it in scores.items()}
-            for system, scores in by_system.items()
-        },
-        "differences": {
-            system: {name: compare(by_system[first][name], it).describe() for name, it in by_system[system].items()}
-            for system in rest
-        },
-    }
+class Misfit(ValueError):
+    """A JSON value is not of the shape of its type."""
+
+    def __init__(self, key: str, found: str, expected: str) -> None:
+        key = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}…"
+        super().__init__(
+            f"{key}: found {found}, expected {expected}" if key else f"found {found}, expected {expected}"
+        )
 
 
-def find_slices(examples: Sequence[Example], model: ToxicityModel | None) -> dict[str, dict[str, np.ndarray]]:
-    """Return masks of shape (rows,) by what the rows are sliced by and by the slice's name."""
-    references = np.array([len(example.references) for example in examples])
-    slices = {"rewrites": {str(number): references == number for number in sorted(set(references.tolist()))}}
-    if all(example.toxic for example in examples):
-        words = np.array([len(example.toxic.split()) for example in examples])
-        short, long = words < SHORT, words >= LONG
-        slices["words"] = {f"below {SHORT}": short, f"{SHORT} to {LONG - 1}": ~short & ~long, f"from {LONG}": long}
-        if model is not None:
-            listed = np.array([len(find_listed(example.toxic, model.lexicon)) for example in examples])
-            slices["listed words"] = {"none (implicit toxicity)": listed == 0, "one": listed == 1, "several": listed > 1}
-    return slices
+def parse_json(text: str | bytes, file: Path | str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise RunError(f"{file}: not JSON of this project (nested too deeply).") from None
+    except ValueError as error:
+        raise RunError(f"{file}: not JSON ({error}); it was changed after the run wrote it.") from None
 
 
-def describe_slices(examples: Sequence[Example], systems: Systems, model: ToxicityModel | None) -> list[dict[str, Any]]:
-    """Return each slice that has rows, with some scores of each system on it."""
-    described = []
-    for by, slices in find_slices(examples, model).items():
-        for name, mask in slices.items():
-            if mask.any():
-                part = {
-                    system: {metric: scores[metric].select(mask) for metric in SLICED if metric in scores}
-                    for system, scores in systems.items()
-                }
-                described.append({"by": by, "slice": name, "rows": int(mask.sum()), "systems": describe_systems(part)["systems"]})
-    return described
+def describe_value(value: Any) -> str:
+    """Return a JSON value in a few words, however large it is."""
+    for kinds, words in ((Mapping, "an object"), (list, "a list"), (type(None), "null")):
+        if isinstance(value, kinds):
+            return words
+    text = json.dumps(value[:41] if isinstance(value, str) else value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def describe_unrewritten(
-    lines: Sequence[Mapping[str, Any]], model: ToxicityModel
-) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
-    """Return the scores of sentences that have no rewrites, and the adapter's sentence scores by metric, for each row.
+@functools.cache
+def list_fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Return the type of each field of a dataclass, and whether the JSON may lack it."""
+    hints, found = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        hint, optional = hints[field.name], field.default is not dataclasses.MISSING
+        if optional:  # where it is None, the JSON lacks it, and has no null
+            (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        found[field.name] = hint, optional
+    return found
 
-    Args:
-        lines: each with its toxic sentence, the adapter's prediction, and the annotators' reasons, by which they are sliced.
+
+def read_value(value: Any, hint: Any, key: str) -> Any:
+    """Return a JSON value as one of the type `hint`: a dataclass, a mapping, a tuple, or a scalar or None.
+
+    Raises:
+        Misfit: it is of another shape.
     """
-    texts = [line["toxic"] for line in lines]
-    outputs = complete_outputs({"adapter": [line["prediction"] for line in lines]}, texts, model, ("delete", "copy"))
-    systems = {name: score_unreferenced(predictions, texts, model) for name, predictions in outputs.items()}
-    reasons = {reason: np.array([reason in line["reasons"] for line in lines]) for line in lines for reason in line["reasons"]}
-    described = []
-    for reason, mask in {"all": np.ones(len(lines), dtype=bool), **dict(sorted(reasons.items()))}.items():
-        part = {name: {metric: score.select(mask) for metric, score in scores.items()} for name, scores in systems.items()}
-        described.append({"slice": reason, "rows": int(mask.sum()), **describe_systems(part)})
-    rows = zip(*(score.sentences.tolist() for score in systems["adapter"].values()), strict=True)
-    return described, [dict(zip(systems["adapter"], row, strict=True)) for row in rows]
+    if dataclasses.is_dataclass(hint):
+        return read_object(value, typing.cast(type, hint), key)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Mapping:
+        check_kind(value, Mapping, key, "an object")
+        return {name: read_value(inner, arguments[1], join_key(key, name)) for name, inner in value.items()}
+    if origin is tuple:
+        check_kind(value, list, key, "a list")
+        return tuple(read_value(inner, arguments[0], f"{key}[{place}]") for place, inner in enumerate(value))
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None and type(None) in arguments:
+            return None
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return read_value(value, kinds[0], key) if len(kinds) == 1 else read_scalar(value, key)
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    check_kind(value, (int, float) if hint is float else hint, key, names[hint])
+    if isinstance(value, bool) and hint is not bool:
+        raise Misfit(key, describe_value(value), names[hint])
+    return check_finite(value, key)
+
+
+def read_object(value: Any, kind: type, key: str) -> Any:
+    """Return a JSON object as a dataclass."""
+    check_kind(value, Mapping, key, "an object")
+    known = list_fields(kind)
+    for name in value:
+        if name not in known:
+            raise Misfit(join_key(key, name), "an unknown key", f"some of {', '.join(known)}")
+    found = {}
+    for name, (hint, optional) in known.items():
+        if name in value or not optional:
+            found[name] = read_field(value, name, hint, key)
+    return kind(**found)
+
+
+def join_key(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def read_field(value: Mapping[str, Any], name: str, hint: Any, key: str) -> Any:
+    place = join_key(key, name)
+    if name not in value:
+        raise Misfit(place, "nothing", "this key")
+    return read_value(value[name], hint, place)
+
+
+def read_scalar(value: Any, key: str) -> Scalar:
+    check_kind(value, (str, int, float, bool), key, "a text, a number, true, false or null")
+    return typing.cast(Scalar, check_finite(value, key))
+
+
+def check_kind(value: Any, kinds: Any, key: str, expected: str) -> None:
+    if not isinstance(value, kinds):
+        raise Misfit(key, describe_value(value), expected)
+
+
+def check_finite(value: Any, key: str) -> Any:
+    try:
+        finite = not isinstance(value, int | float) or math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        finite = False
+    if not finite:
+        raise Misfit(key, describe_value(value), "a finite number")
+    return value
+
+
+def write_value(value: Any) -> Any:
+    """Return a dataclass of this module as JSON has it."""
+    if dataclasses.is_dataclass(value):
+        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: write_value(inner) for field, inner in pairs if inner is not field.default}
+    if isinstance(value, Mapping):
+        return {name: write_value(inner) for name, inner in value.items()}
+    return [write_value(inner) for inner in value] if isinstance(value, tuple) else value

@@ -1,31 +1,17 @@
-"""Uncertainty: bootstrap confidence intervals over source sentences, and paired differences on the same rows."""
+"""Uncertainty: bootstrap intervals over source sentences, and paired differences on the same rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from eval.metrics import Score
+from eval.results import Interval
 
 RESAMPLES = 1000
 LEVEL = 95  # per cent
 SEED = 0
 BLOCK = 5_000_000  # counts held at a time: 40 MB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value, and the bounds of its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def describe(self) -> dict[str, float]:
-        return asdict(self)
-
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -37,9 +23,10 @@ class Resampled:
 
 
 def resample(scores: Sequence[Score]) -> list[Resampled]:
-    """Draw the rows with replacement, as often as there are rows, and compute each score's metric on each draw.
+    """Draw the rows with replacement, as many as there are, and compute each score's metric on each draw.
 
-    All scores are of the same rows, and share the draws, also with those of another call: their values pair up.
+    All scores are of the same rows, and share the draws, also with those of another call: their values pair
+    up.
     """
     rows = len(scores[0].statistics)
     columns = np.hstack([score.statistics for score in scores])
@@ -66,7 +53,7 @@ def bound(value: float, values: np.ndarray) -> Interval:
 
 
 def estimate(system: Resampled) -> Interval:
-    """Return a score with its percentile bootstrap interval (Koehn 2004, "Statistical Significance Tests…", EMNLP)."""
+    """Return a score with its percentile bootstrap interval (Koehn 2004, EMNLP)."""
     return bound(system.score.value, system.values)
 
 

@@ -5,22 +5,24 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from eval.metrics import compute_chrf
+from eval.results import StressCase, StressGroup
 from sft.data import clean_text
 
 NEAR, KEPT = 90, 50  # chrF to the input: passed as it is; still the same text
-REST = 40  # chrF to the input without its marks: good rewrites have 45 and more, sentences about something else up to 30
-BEGINNING = 60  # characters that an answer to a long text is held against at least: it is far shorter than the text
+# chrF to the input without its marks: good rewrites have 45 and more, sentences about something else to 30.
+REST = 40
+# Characters that an answer to a long text is compared with at least: it is far shorter than the text.
+BEGINNING = 60
 
 
 @dataclass(frozen=True)
 class Group:
     """Inputs of one kind, and the rule of their outputs: `keeps(text, output)`.
 
-    A text marks swear words with [brackets], other spellings of them behind a |; the model gets it without marks. An
-    output must hold none that is marked in any text.
+    A text marks swear words with [brackets], other spellings of them behind a |; the model gets it without
+    marks. An output must hold none that is marked in any text.
     """
 
     name: str
@@ -55,7 +57,7 @@ def is_clean(text: str, output: str) -> bool:
 
 
 def is_clean_beginning(text: str, output: str) -> bool:
-    """Say whether the output is the text's beginning without swear words, as far as it goes, and not caught in a loop."""
+    """Say whether the output is the text's beginning without swear words, and not caught in a loop."""
     beginning = cut_marked(text)[: max(len(output), BEGINNING)]
     words = output.split()
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -69,17 +71,19 @@ def is_near(least: float) -> Callable[[str, str], bool]:
 
 GONE = f"no swear word, and the rest is kept: chrF of {REST} to the input without it"
 LONG = (
-    "we left the house at seven because the radio had promised sunshine , and by noon the whole valley was under water . "
-    "my uncle parked his old truck beside the church , my aunt carried both cats up to the attic , and the neighbours "
-    "brought candles , bread and a guitar that nobody could play . around three a boat came down what used to be main "
-    "street with two firemen in it . they asked how many of us there were , wrote the number on a wet piece of paper and "
-    "told us to wait for the bigger one . so we waited . the children counted ducks , grandma slept in her chair , and i "
-    "tried to call the office to say that i would not make it to the meeting . nobody picked up . later i learned that "
-    "their basement was flooded too , along with forty years of invoices and the coffee machine . when it got dark we "
-    "saw lights on the hill and somebody shouted that the bridge was open again , which turned out to be wrong . in the "
-    "end it was the farmer from across the river who fetched us with his tractor , one family after another , until past "
-    "midnight . he would not take any money , only a slice of the cake that my sister had baked for her birthday . next "
-    "week we will help him mend his fences , and after that i want to see a dry road , a warm bath and no more rain ."
+    "we left the house at seven because the radio had promised sunshine , and by noon the whole valley was "
+    "under water . my uncle parked his old truck beside the church , my aunt carried both cats up to the "
+    "attic , and the neighbours brought candles , bread and a guitar that nobody could play . around three "
+    "a boat came down what used to be main street with two firemen in it . they asked how many of us there "
+    "were , wrote the number on a wet piece of paper and told us to wait for the bigger one . so we waited "
+    ". the children counted ducks , grandma slept in her chair , and i tried to call the office to say that "
+    "i would not make it to the meeting . nobody picked up . later i learned that their basement was "
+    "flooded too , along with forty years of invoices and the coffee machine . when it got dark we saw "
+    "lights on the hill and somebody shouted that the bridge was open again , which turned out to be wrong "
+    ". in the end it was the farmer from across the river who fetched us with his tractor , one family "
+    "after another , until past midnight . he would not take any money , only a slice of the cake that my "
+    "sister had baked for her birthday . next week we will help him mend his fences , and after that i want "
+    "to see a dry road , a warm bath and no more rain ."
 )
 GROUPS = (
     Group(
@@ -149,7 +153,8 @@ GROUPS = (
     Group("nothing", "the answer is empty", ("", "   ", "\n"), lambda _, output: output == ""),
     Group(
         "very long",
-        f"no swear word, the beginning is kept (chrF of {REST}), as far as the answer goes, and nothing is said three times",
+        f"no swear word, the beginning is kept (chrF of {REST}), as far as the answer goes, and nothing is "
+        "said three times",
         (
             f"nobody told us that the [fucking] river could rise like that . {LONG}",
             f"[damn] it , i will never trust the weather report again . {LONG}",
@@ -184,10 +189,15 @@ GROUPS = (
 
 
 def compile_marked(texts: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern of what is marked in the texts, in each spelling: whole words, also with spaces between letters."""
-    marked = {spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")}
+    """Return a pattern of what the texts mark, in each spelling: whole words, also with spaces in them."""
+    marked = {
+        spelling for text in texts for part in re.findall(r"\[(.*?)\]", text) for spelling in part.split("|")
+    }
     # The longest first: "f u c k" is only the beginning of another.
-    words = [[re.escape(letter) for letter in spelling if letter != " "] for spelling in sorted(marked, key=len, reverse=True)]
+    words = [
+        [re.escape(letter) for letter in spelling if letter != " "]
+        for spelling in sorted(marked, key=len, reverse=True)
+    ]
     spellings = [gap.join(word) for word in words for gap in ("", r"\s+")]
     return re.compile(rf"(?<!\w)(?:{'|'.join(spellings)})(?!\w)", re.IGNORECASE)
 
@@ -200,14 +210,14 @@ def list_texts() -> list[str]:
     return [plain(text) for group in GROUPS for text in group.texts]
 
 
-def judge_outputs(outputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each group its rule, how many outputs keep it, and all cases; `outputs` belong to `list_texts`."""
+def judge_outputs(outputs: Sequence[str]) -> tuple[StressGroup, ...]:
+    """Return each group's rule, the outputs that keep it, and its cases, in the order of `list_texts`."""
     remaining, judged = iter(outputs), []
     for group in GROUPS:
-        cases = [
-            {"text": plain(text), "output": output, "passed": group.keeps(text, output)}
+        cases = tuple(
+            StressCase(plain(text), output, group.keeps(text, output))
             for text, output in zip(group.texts, remaining, strict=False)
-        ]
-        passed = sum(bool(case["passed"]) for case in cases)
-        judged.append({"group": group.name, "rule": group.rule, "passed": passed, "of": len(cases), "cases": cases})
-    return judged
+        )
+        passed = sum(case.passed for case in cases)
+        judged.append(StressGroup(group.name, group.rule, passed, len(cases), cases))
+    return tuple(judged)

@@ -1,4 +1,4 @@
-"""A small toxicity classifier, fitted on a training split alone: a stand-in where the field's own models are not at hand."""
+"""A small toxicity classifier, fitted on a training split alone, where the field's own are not at hand."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from sft.data import Example
 from sft.lexicon import fit_lexicon, split_words
 from sft.splits import hash_examples
 
-# Word pairs and letters within words, so that "f ck" and "idiotic" are near to what was seen; of the words alone, as case,
-# punctuation and spacing would tell ParaDetox's sides apart without a look at what is said.
+# Word pairs and letters within words, so that "f ck" and "idiotic" are near to what was seen; of the words
+# alone, as case, punctuation and spacing would tell ParaDetox's sides apart without a look at what is said.
 WORDS, LETTERS = (1, 2), (2, 4)
-# scikit-learn's C, the inverse of the regularisation. Held-out sentences of the same corpus would have it ten times as high;
-# but surer of its corpus's words, the classifier takes for harmless what is left when just these are cut (eval/validate.py).
+# scikit-learn's C, the inverse of the regularisation. Held-out sentences of the same corpus would have it ten
+# times as high; but surer of its corpus's words, the classifier takes for harmless what is left when just
+# these are cut (eval/validate.py).
 STRENGTH = 1.0
 
 
@@ -32,7 +33,7 @@ class ToxicityModel:
         return [probability if text else 0.0 for probability, text in zip(found, words, strict=True)]
 
     def measure_accuracy(self, examples: Sequence[Example]) -> float | None:
-        """Return the mean of the shares of toxic sentences and of rewrites that are told right; None without examples."""
+        """Return the mean accuracy of toxic sentences and of rewrites; None without examples."""
         if not examples:
             return None
         toxic = self.predict([example.toxic for example in examples])
@@ -42,23 +43,31 @@ class ToxicityModel:
 
 
 def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
-    """Fit the classifier and the word list: toxic sentences against their rewrites, each sentence's weighing one together."""
+    """Fit classifier and word list on toxic sentences and their rewrites; a sentence's weigh one together."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    texts = [example.toxic for example in examples] + [text for example in examples for text in example.references]
+    texts = [example.toxic for example in examples] + [
+        text for example in examples for text in example.references
+    ]
     labels = [1] * len(examples) + [0] * (len(texts) - len(examples))
-    weights = [1.0] * len(examples) + [1 / len(example.references) for example in examples for _ in example.references]
+    weights = [1.0] * len(examples) + [
+        1 / len(example.references) for example in examples for _ in example.references
+    ]
     pipeline = make_pipeline(
         make_union(
             TfidfVectorizer(ngram_range=WORDS, sublinear_tf=True, min_df=2, token_pattern=r"\S+"),
             TfidfVectorizer(ngram_range=LETTERS, sublinear_tf=True, min_df=3, analyzer="char_wb"),
         ),
-        # To the end: where the solver stops early, the number of threads shows in the fourth digit of a probability.
+        # To the end: where the solver stops early, the number of threads shows in the fourth digit of a
+        # probability.
         LogisticRegression(C=STRENGTH, solver="liblinear", tol=1e-7, random_state=0),
     )
-    pipeline.fit([" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights)
+    pipeline.fit(
+        [" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights
+    )
     version = importlib.metadata.version("scikit-learn")
-    signature = f"toxicity|logistic:words{WORDS}letters{LETTERS}|fitted on:{hash_examples(examples)[:8]}|version:{version}"
+    signature = f"toxicity|logistic:words{WORDS}letters{LETTERS}"
+    signature += f"|fitted on:{hash_examples(examples)[:8]}|version:{version}"
     return ToxicityModel(frozenset(fit_lexicon(examples)), signature.replace(", ", "-"), pipeline)

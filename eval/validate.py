@@ -1,4 +1,4 @@
-"""Hold the metrics that need no references against people: python -m eval.validate FILE [--train SOURCE]"""
+"""Compare the metrics that need no references with people: python -m eval.validate FILE [--train SOURCE]"""
 
 import argparse
 import json
@@ -15,14 +15,19 @@ from sft.storage import PROJECT
 
 TEXTS = ("system", "toxic", "output")
 JUDGEMENTS = ("toxicity_pairwise", "content", "fluency")
-# What each metric is held against; all of them are also held against the product of the judgements.
-AGAINST = {"toxicity": "toxicity_pairwise", "listed": "toxicity_pairwise", "content": "content", "joint": "joint"}
+# What each metric is compared with; all of them are also compared with the product of the judgements.
+AGAINST = {
+    "toxicity": "toxicity_pairwise",
+    "listed": "toxicity_pairwise",
+    "chrf_source": "content",
+    "joint": "joint",
+}
 SEED, RESAMPLES = 0, 300
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One system's output for one sentence, and what people said of it: each of JUDGEMENTS in 0 to 1, more is better."""
+    """One system's output for a sentence, and people's JUDGEMENTS of it, each in 0 to 1, more is better."""
 
     system: str
     toxic: str
@@ -33,10 +38,13 @@ class Judged:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.validate",
-        description="Print how well each metric ranks systems, and sentences, as people do: Spearman's rank correlation, "
+        description="Print how well each metric ranks systems, and sentences, as people do: Spearman's "
+        "rank correlation, "
         "with 95 % bootstrap intervals over the source sentences.",
     )
-    parser.add_argument("file", metavar="FILE", help=f"a .tsv file with the columns {', '.join((*TEXTS, *JUDGEMENTS))}")
+    parser.add_argument(
+        "file", metavar="FILE", help=f"a .tsv file with the columns {', '.join((*TEXTS, *JUDGEMENTS))}"
+    )
     parser.add_argument(
         "--train", metavar="SOURCE", default=str(PROJECT / "recipes" / "tiny-corpus.tsv"),
         help="the corpus that the classifier and the word list are fitted on (default: the embedded one)",
@@ -68,7 +76,9 @@ def read_judged(path: Path) -> list[Judged]:
     reader = csv.DictReader(io.StringIO(decode_file(path)), delimiter="\t")
     missing = [name for name in (*TEXTS, *JUDGEMENTS) if name not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}. Found: {', '.join(reader.fieldnames or ()) or 'none'}.")
+        raise InputError(
+            f"{path}: no column {', '.join(missing)}. Found: {', '.join(reader.fieldnames or ()) or 'none'}."
+        )
     judged = []
     for row in reader:
         try:
@@ -80,7 +90,10 @@ def read_judged(path: Path) -> list[Judged]:
             raise InputError(f"{path}:{reader.line_num}: found {found}. Expected numbers from 0 to 1.")
         judged.append(Judged(row["system"] or "", row["toxic"] or "", row["output"] or "", values))
     if len({row.system for row in judged}) < 3:
-        raise InputError(f"{path}: {len(judged)} rows. Expected those of three systems at least: two have no rank correlation.")
+        raise InputError(
+            f"{path}: {len(judged)} rows. Expected those of three systems at least: two have no rank "
+            "correlation."
+        )
     return judged
 
 
@@ -93,7 +106,9 @@ def score_outputs(train: Sequence[Example], toxic: Sequence[str], outputs: Seque
     kept = compute_kept(outputs, toxic)
     scores = [*compute_joint(outputs, kept, model), compute_listed(outputs, model.lexicon), kept[0]]
     sentences = {score.name: score.sentences for score in scores}
-    return {name: 1 - sentences[name] if name in ("toxicity", "listed") else sentences[name] for name in AGAINST}
+    return {
+        name: 1 - sentences[name] if name in ("toxicity", "listed") else sentences[name] for name in AGAINST
+    }
 
 
 def correlate(one: Any, other: Any, systems: Any, sources: Any) -> dict[str, tuple[float, float, float]]:
@@ -113,17 +128,22 @@ def correlate(one: Any, other: Any, systems: Any, sources: Any) -> dict[str, tup
         return float(spearmanr(*means).statistic), float(spearmanr(one[drawn], other[drawn]).statistic)
 
     generator, number = np.random.default_rng(SEED), sources.max() + 1
-    draws = [np.bincount(generator.integers(number, size=number), minlength=number)[sources] for _ in range(RESAMPLES)]
+    draws = [
+        np.bincount(generator.integers(number, size=number), minlength=number)[sources]
+        for _ in range(RESAMPLES)
+    ]
     values = np.array([compute(draw.astype(float)) for draw in draws])
     low, high = np.nanpercentile(values, [2.5, 97.5], axis=0)
     return {
         kind: (value, float(low[column]), float(high[column]))
-        for column, (kind, value) in enumerate(zip(("system", "sentence"), compute(np.ones(len(one))), strict=True))
+        for column, (kind, value) in enumerate(
+            zip(("system", "sentence"), compute(np.ones(len(one))), strict=True)
+        )
     }
 
 
 def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) -> dict[str, Any]:
-    """Return each metric's rank correlations with people, and how many systems it puts below three that cost nothing."""
+    """Return each metric's rank correlations with people, and the systems it puts below three free ones."""
     import numpy as np
 
     from sft.lexicon import delete_listed, fit_lexicon
@@ -144,7 +164,10 @@ def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) 
         below = {label: int(sum(means < part.mean())) for label, part in zip(free, parts, strict=True)}
         for judgement in dict.fromkeys((AGAINST[metric], "joint")):
             found = correlate(scores, people[judgement], systems, sources)
-            rho = {kind: dict(zip(("value", "low", "high"), values, strict=True)) for kind, values in found.items()}
+            rho = {
+                kind: dict(zip(("value", "low", "high"), values, strict=True))
+                for kind, values in found.items()
+            }
             metrics.append({"metric": metric, "people": judgement, "spearman": rho, "systems_below": below})
     counts = {"systems": len(names), "sentences": len(texts), "outputs": len(judged)}
     return counts | {"fitted_on": len(train), "left_out": left_out, "metrics": metrics}
@@ -157,11 +180,21 @@ def print_validation(validation: Mapping[str, Any]) -> None:
 
     console = Console()
     console.print(
-        f"{validation['systems']} systems, {validation['sentences']} sentences, {validation['outputs']:,} outputs. "
-        f"Fitted on {validation['fitted_on']:,} sentences; {validation['left_out']} left out, as they are judged here.",
+        f"{validation['systems']} systems, {validation['sentences']} sentences, {validation['outputs']:,} "
+        "outputs. "
+        f"Fitted on {validation['fitted_on']:,} sentences; {validation['left_out']} left out, as they are "
+        "judged here.",
         highlight=False,
     )
-    table = Table("metric", "people's", "by system", "by sentence", "below a copy", "below cut words", "below half of it")
+    table = Table(
+        "metric",
+        "people's",
+        "by system",
+        "by sentence",
+        "below a copy",
+        "below cut words",
+        "below half of it",
+    )
     for line in validation["metrics"]:
         rho = [line["spearman"][kind] for kind in ("system", "sentence")]
         cells = [f"{score['value']:+.2f} [{score['low']:+.2f}, {score['high']:+.2f}]" for score in rho]

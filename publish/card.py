@@ -6,25 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.report import (
+from sft.lexicon import WORD, find_listed, normalise_word
+from eval.report import choose_samples, escape_markdown, format_samples
+from eval.results import GENERATED, ProtocolScores, Scores, Unrewritten, parse_part
+from eval.tables import (
     LABELS,
     SYSTEMS,
-    choose_samples,
     describe_differences,
-    escape_markdown,
     format_interval,
-    format_samples,
     format_value,
     name_metrics,
     tabulate_protocol,
     tabulate_systems,
     tabulate_unrewritten,
 )
-from eval.results import GENERATED
-from sft.command import Refusal, count
 from sft.data import clean_text
-from sft.lexicon import WORD, find_listed, normalise_word
+from sft.command import count
 from sft.prompt import format_prompt
+from sft.command import Refusal
 
 if TYPE_CHECKING:
     import jinja2
@@ -52,9 +51,9 @@ METRICS = LABELS | {
     "rouge1_first": "ROUGE-1, first reference",
     "rouge2_first": "ROUGE-2, first reference",
     "rougeL_first": "ROUGE-L, first reference",
-    "content": "chrF to the input",
-    "copies": "unchanged outputs",
-    "length": "length ratio to the input",
+    "chrf_source": "chrF to the source",
+    "copy_rate": "copy rate",
+    "length_ratio": "length ratio",
 }
 LICENSES = {
     "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
@@ -151,19 +150,26 @@ def load_template() -> "jinja2.Template":
 
 def describe_scores(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the template's blocks `headline` and `results` show: nothing that is not in results.json."""
-    systems, labels = results["systems"], name_metrics(results)
+    scores = read_scores(results)
+    protocols = [parse_part(ProtocolScores, part) for part in results.get("protocols", ())]
+    unrewritten = parse_part(Unrewritten, results["unrewritten"]) if "unrewritten" in results else None
     return {
         "headline": write_headline(results),
         "results": results,
         "data": results["data"],
         "table": tabulate_scores(results),
-        "differences": describe_differences(results),
+        "differences": describe_differences(scores),
         "intervals": results["intervals"],
-        "signatures": {label: systems["adapter"][key]["signature"] for key, label in labels.items()},
+        "signatures": {label: scores.systems["adapter"][key].signature for key, label in name_metrics(scores.systems).items()},
         "slices": tabulate_slices(results),
-        "protocols": [(part, tabulate_protocol(part)) for part in results.get("protocols", ())],
-        "unrewritten": tabulate_unrewritten(results["unrewritten"]) if "unrewritten" in results else [],
+        "protocols": [(part, tabulate_protocol(part)) for part in protocols],
+        "unrewritten": tabulate_unrewritten(unrewritten) if unrewritten else [],
     }
+
+
+def read_scores(results: Mapping[str, Any]) -> Scores:
+    names = ("systems", "differences", "ceiling", "slices", "intervals")
+    return parse_part(Scores, {name: results.get(name) for name in names})
 
 
 def render_scores(results: Mapping[str, Any]) -> dict[str, str]:
@@ -205,12 +211,12 @@ def write_samples(facts: CardFacts) -> str:
 
 def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the table of scores, its head first."""
-    labels = name_metrics(results)
+    scored = read_scores(results)
+    labels = name_metrics(scored.systems)
     rows = [["system", *labels.values()]]
-    for label, scores in tabulate_systems(results).items():
+    for label, scores in tabulate_systems(scored).items():
         cells = [
-            format_interval(key, scores[key]) if key in WITH_INTERVAL else format_value(key, scores[key]["value"])
-            for key in labels
+            format_interval(key, scores[key]) if key in WITH_INTERVAL else format_value(key, scores[key].value) for key in labels
         ]
         rows.append([label, *cells])
     return rows
@@ -218,12 +224,13 @@ def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
 
 def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of a table, its head first: each slice, its number of sentences, and each system's BLEU."""
-    names = [name for name in SLICED if any(name in part["systems"] for part in results["slices"])]
+    slices = read_scores(results).slices
+    names = [name for name in SLICED if any(name in part.systems for part in slices)]
     rows = [["sentences", "number", "this adapter, BLEU", *(SYSTEMS[name] for name in names)]]
-    for part in results["slices"]:
-        bleu = {name: scores["bleu"] for name, scores in part["systems"].items()}
-        beside = [format_value("bleu", bleu[name]["value"]) if name in bleu else "" for name in names]
-        rows.append([f"{part['by']}: {part['slice']}", f"{part['rows']:,}", format_interval("bleu", bleu["adapter"]), *beside])
+    for part in slices:
+        bleu = {name: scores["bleu"] for name, scores in part.systems.items()}
+        beside = [format_value("bleu", bleu[name].value) if name in bleu else "" for name in names]
+        rows.append([f"{part.by}: {part.slice}", f"{part.rows:,}", format_interval("bleu", bleu["adapter"]), *beside])
     return rows
 
 
@@ -263,14 +270,15 @@ def format_setting(value: Any) -> str:
 
 def write_headline(results: Mapping[str, Any]) -> str:
     """Return the result in one sentence, with the baselines' and people's scores beside it."""
-    systems = results["systems"]
-    bleu = {name: f"{scores['bleu']['value']:.1f}" for name, scores in systems.items()}
-    text = f"BLEU {format_interval('bleu', systems['adapter']['bleu'])} on {results['data']['rows']:,} held-out sentences"
+    scored = read_scores(results)
+    bleu = {name: f"{scores['bleu'].value:.1f}" for name, scores in scored.systems.items()}
+    score = format_interval("bleu", scored.systems["adapter"]["bleu"])
+    text = f"BLEU {score} on {results['data']['rows']:,} held-out sentences"
     beside = [f"{verb} {bleu[name]}" for name, verb in SCORED.items() if name in bleu]
     text += f"; {', '.join(beside)}" if beside else ""
-    if "ceiling" in results:
-        ceiling = {name: results["ceiling"]["systems"][name]["bleu"]["value"] for name in ("human", "adapter")}
-        text += f". On those with several rewrites, people score {ceiling['human']:.1f} and the adapter {ceiling['adapter']:.1f}"
+    if scored.ceiling:
+        human, adapter = (scored.ceiling.systems[name]["bleu"].value for name in ("human", "adapter"))
+        text += f". On those with several rewrites, people score {human:.1f} and the adapter {adapter:.1f}"
     return f"{text}."
 
 

@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.evaluation import read_evaluation
 from eval.generate import find_config_fault
+from eval.recheck import read_evaluation
+from eval.results import RESULTS
 from publish.card import CardFacts, render_card, write_license, write_samples
 from publish.scan import refuse_private
-from sft.command import Refusal, RunError
 from sft.recipe import dump_yaml
+from sft.command import Refusal, RunError
 from sft.run_dir import Run
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
 
 def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
-    """Read what the card says, and hold its parts against one another. `repo_id` goes before the recipe's own.
+    """Read what the card says, and compare its parts. `repo_id` goes before the recipe's own.
 
     Raises:
         RunError: the environment has no record of the training, or the evaluation has no hash of adapter_config.json.
@@ -29,10 +30,11 @@ def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
     """
     manifest, environment = run.manifest, run.environment
     evaluation = read_evaluation(run)
+    results = evaluation.results.to_json()
     evaluate = f"Evaluate again: accelerate launch eval/run.py {run.root}"
-    if "config_sha256" not in evaluation.results["adapter"]:
-        raise RunError(f"{run.eval / 'results.json'}: made by a version that did not hash adapter_config.json. {evaluate}")
-    if fault := find_config_fault(run.adapter_config, evaluation.results):
+    if evaluation.results.adapter.config_sha256 is None:
+        raise RunError(f"{run.eval / RESULTS}: made by a version that did not hash adapter_config.json. {evaluate}")
+    if fault := find_config_fault(run.adapter_config, results):
         raise Refusal(f"{run.adapter_config}: {fault}. {evaluate}")
     if "training" not in environment:
         raise RunError(f"{run.environment_path}: no record of the training in it; the file was changed after the run.")
@@ -40,8 +42,8 @@ def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
     name = (values["publish"]["repo_id"] or run.root.resolve().name).rpartition("/")[2]
-    results, predictions, lexicon = evaluation.results, evaluation.predictions, evaluation.model.lexicon
-    return CardFacts(name, values, environment, manifest, results, predictions, lexicon)
+    lexicon = evaluation.model.lexicon
+    return CardFacts(name, values, environment, manifest, results, evaluation.predictions, lexicon)
 
 
 def clean_recipe(run: Run) -> str:
@@ -75,7 +77,7 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
     files = {
         run.adapter_config: "adapter_config.json",
         run.adapter_weights: "adapter_model.safetensors",
-        run.eval / "results.json": "results.json",
+        run.eval / RESULTS: RESULTS,
     } | {run.plots / name: f"plots/{name}" for name in PLOTS}
     for source in files:
         if not source.is_file():

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from eval.report import print_results
+from eval.report import print_report
+from eval.results import RESULTS, Results
 from publish.plan import describe_files, print_plan, write_publish_folder
 from publish.push import TRIES, HubFailure, Target, connect, plan_push, push
-from sft.command import InputError, run_command
 from sft.hub import first_line
+from sft.command import InputError, run_command
 from sft.run_dir import open_run
-from sft.storage import read_json
+from sft.storage import read_json_lines
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,16 +55,17 @@ def main() -> None:
         check_repo_id(repo_id)
     paths = write_publish_folder(run, repo_id, arguments.merged)
     files = {path.relative_to(run.publish).as_posix(): path.read_bytes() for path in paths}
+    results = Results.from_json(files[RESULTS], run.publish / RESULTS)
     report: dict[str, Any] = {"folder": str(run.publish), "files": describe_files(files), "repo_id": repo_id, "pushed": False}
     if not arguments.json:
         print_plan(run, files)
     if repo_id:
         target = Target(repo_id, arguments.revision, arguments.private, settings.private, arguments.pr, arguments.tag)
-        report |= reach_hub(files, target, read_json(run.eval / "results.json"), arguments)
+        report |= reach_hub(files, target, results, arguments)
     if arguments.json:
         print(json.dumps(report))
         return
-    print_results(run, run.eval)
+    print_report(run, run.eval, results, read_json_lines(run.eval / "predictions.jsonl"))
     if report["pushed"]:
         print(describe_push(report))
     else:
@@ -87,9 +89,7 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f"--repo_id: found {repo_id!r}, expected OWNER/NAME, such as me/{repo_id}.")
 
 
-def reach_hub(
-    files: Mapping[str, bytes], target: Target, results: Mapping[str, Any], arguments: argparse.Namespace
-) -> dict[str, Any]:
+def reach_hub(files: Mapping[str, bytes], target: Target, results: Results, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare with the repository, push if asked to, and return what the report says of it.
 
     Without --push a Hub out of reach is no failure: the plan then stands without the comparison.
@@ -106,8 +106,8 @@ def reach_hub(
         plan.print(target)
     if not arguments.push:
         return plan.describe()
-    bleu = results["systems"]["adapter"]["bleu"]["value"]
-    outcome = push(api, files, target, f"Adapter {results['adapter']['sha256'][:12]}, BLEU {bleu:.1f}")
+    bleu = results.systems["adapter"]["bleu"].value
+    outcome = push(api, files, target, f"Adapter {results.adapter.sha256[:12]}, BLEU {bleu:.1f}")
     return plan.describe() | dataclasses.asdict(outcome) | {"pushed": True, "tag": arguments.tag}
 
 

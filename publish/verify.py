@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.results import SCHEMA
+from eval.results import RESULTS, SCHEMA, OtherSchema, Results, read_results
 from publish.card import BEGIN, END, list_metrics, render_scores, split_card
 from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
 from sft.command import InputError, Refusal, run_command
@@ -19,7 +19,7 @@ from sft.hub import HubFailure, explain_errors, first_line, is_passing
 from sft.recipe import load_recipe
 from sft.storage import hash_file, read_json
 
-FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "results.json")
+FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", RESULTS)
 NEAR = 0.01  # of a score's range: what another machine's rounding may change in a few of its outputs
 
 
@@ -57,47 +57,50 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def check_files(folder: Path) -> list[Check]:
-    """Hold weights, config, base and card against results.json.
+    """Compare weights, config, base and card with results.json.
 
     Raises:
         InputError: another version of this project made them, whose card says the same in other words.
     """
-    results, config = read_json(folder / "results.json"), read_json(folder / "adapter_config.json")
-    if results["schema"] != SCHEMA:
-        message = f"results.json has schema {results['schema']}, and this version reads {SCHEMA}"
-        raise InputError(f"{message}. Verify with the version that published it (its card names the commit), or publish again.")
-    adapter, base = results["adapter"], results["base"]
+    config = read_json(folder / "adapter_config.json")
+    try:
+        results = Results.from_json((folder / RESULTS).read_bytes())
+    except OtherSchema as error:
+        message = f"{RESULTS} has schema {error.schema}, and this version reads {SCHEMA}"
+        advice = "Verify with the version that published it (its card names the commit), or publish again."
+        raise InputError(f"{message}. {advice}") from None
+    adapter, base = results.adapter, results.base
     checks = [
-        compare("SHA-256 of the weights", adapter["sha256"], hash_file(folder / "adapter_model.safetensors")),
+        compare("SHA-256 of the weights", adapter.sha256, hash_file(folder / "adapter_model.safetensors")),
         compare(
             "SHA-256 of adapter_config.json",
-            adapter.get("config_sha256", "not in results.json"),
+            adapter.config_sha256 or f"not in {RESULTS}",
             hash_file(folder / "adapter_config.json"),
         ),
         compare(
             "base model",
-            f"{base['name']} {base['revision']}",
+            f"{base.name} {base.revision}",
             f"{config['base_model_name_or_path']} {config['revision']}",
         ),
     ]
     metadata, text = split_card((folder / "README.md").read_text(encoding="utf-8"))
     checks += check_metrics(metadata, results)
     checks += check_text(text, results)
-    found = adapter["sha256"] if adapter["sha256"] in text else "not named"
-    return [*checks, compare("weights named on the card", adapter["sha256"], found)]
+    found = adapter.sha256 if adapter.sha256 in text else "not named"
+    return [*checks, compare("weights named on the card", adapter.sha256, found)]
 
 
 def compare(what: str, said: str, found: str) -> Check:
     return Check(what, said, found, said == found)
 
 
-def check_metrics(metadata: Mapping[str, Any], results: Mapping[str, Any]) -> list[Check]:
-    """Hold each metric of the card's metadata against results.json, and look for each that should be there."""
+def check_metrics(metadata: Mapping[str, Any], results: Results) -> list[Check]:
+    """Compare each metric of the card's metadata with results.json, and look for each that should be there."""
     entries = [entry for model in metadata.get("model-index") or () for result in model["results"] for entry in result["metrics"]]
     told: dict[str, list[tuple[Any, str]]] = {}
     for entry in entries:
         told.setdefault(entry["name"], []).append((entry["value"], entry["args"]["signature"]))
-    expected = {name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results)}
+    expected = {name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results.to_json())}
     checks = []
     for name in expected | told:
         said, found = told.get(name, []), expected.get(name, [])
@@ -109,15 +112,15 @@ def describe_metric(entries: Sequence[tuple[Any, str]]) -> str:
     return ", ".join(f"{value} ({signature})" for value, signature in entries) or "not there"
 
 
-def check_text(text: str, results: Mapping[str, Any]) -> list[Check]:
-    """Hold the generated part's headline and results, each line and each cell of a table, against results.json."""
+def check_text(text: str, results: Results) -> list[Check]:
+    """Compare the generated headline and results, each line and each cell of a table, with results.json."""
     generated = text.partition(BEGIN)[2].partition(END)[0]
     said = {
         "headline": generated.partition("\n# ")[2].partition("\n")[2].partition("\nA LoRA adapter for")[0],
         "results": "## Results" + generated.partition("\n## Results")[2].partition("\n## Samples")[0],
     }
     checks = []
-    for name, expected in render_scores(results).items():
+    for name, expected in render_scores(results.to_json()).items():
         failed = list(compare_lines(f"the card's {name}", said[name].splitlines(), expected.splitlines()))
         checks += failed or [Check(f"the card's {name}", "as in results.json", "as in results.json", True)]
     return checks
@@ -165,16 +168,16 @@ def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
     from sft.splits import hash_examples
     from sft.stream import read_splits
 
-    results, data = read_json(folder / "results.json"), load_recipe(folder / "recipe.yaml").data
+    results, data = read_results(folder / RESULTS), load_recipe(folder / "recipe.yaml").data
     corpus, splits = read_splits(dataclasses.replace(data, source=source, revision=None) if source else data)
     examples = splits["test"]
-    if hash_examples(examples) != results["data"]["sha256"]:
+    if hash_examples(examples) != results.data.sha256:
         raise Refusal(f"{corpus.source.name}: its test split is not the one that was evaluated (the SHA-256 differs).")
     rewrites = load_rewriter(download_adapter(name, folder.name)).rewrite([e.toxic for e in examples], "generating")
     found = compute_scores(rewrites, [example.references for example in examples])
     checks = []
     for key, score in found.items():
-        said = results["systems"]["adapter"][key]["value"]
+        said = results.systems["adapter"][key].value
         largest = 1 if key.startswith("rouge") else 100
         near = abs(score.value - said) <= NEAR * largest
         checks.append(Check(f"{key}, evaluated again", f"{said:.4f}", f"{score.value:.4f}", near))
@@ -194,7 +197,7 @@ def print_checks(checks: list[Check]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m publish.verify",
-        description="Download a published adapter and hold its weights, its results.json and its card against one another. "
+        description="Download a published adapter and compare its weights, its results.json and its card. "
         "Exit status: 0 all holds, 2 bad input, 3 something does not hold, 4 the Hub failed.",
     )
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of an adapter that publish.run has pushed")

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": ["-m", "sft.recipe", "export"],
     "evaluate": ["eval/run.py"],
     "detoxify": ["-m", "eval.detoxify"],
+    "score": ["-m", "eval.score"],
     "compare": ["-m", "eval.compare"],
     "validate": ["-m", "eval.validate"],
     "publish": ["-m", "publish.run"],

@@ -1,4 +1,4 @@
-"""Runs held against one another: the same as their own results, and refused where rows differ."""
+"""Runs compared: the same as their own results, and refused where rows differ."""
 
 import json
 import shutil
@@ -8,11 +8,14 @@ import pytest
 from conftest import Main
 
 from eval.compare import compare_runs
-from eval.results import GENERATED
-from sft.command import InputError, Refusal
+from eval.results import GENERATED, RESULTS, Interval, read_results
+from eval.scoring import Answers
+from eval.stress import list_texts
 from sft.preflight import inspect_recipe
+from sft.command import InputError
+from sft.command import Refusal
 from sft.run_dir import Run
-from sft.storage import read_json, read_json_lines, write_json, write_json_lines
+from sft.storage import read_json_lines, write_json, write_json_lines
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +32,29 @@ def better(mini_run: Path, tmp_path_factory: pytest.TempPathFactory, call_main: 
 
 def evaluate_again(run: Run, generated: dict[str, list[str]], call_main: Main) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.run.generate_systems", lambda *_: (generated, 1.0))
+        stressed = list_texts()
+        patch.setattr("eval.answers.generate_answers", lambda *_: Answers(generated, 1.0, stressed))
         call_main("eval.run", run.root)
 
 
 def test_scores_are_the_runs_own(mini_run: Path, better: Run) -> None:
     comparison = compare_runs([Run(mini_run), better], 3)
-    own = read_json(mini_run / "eval" / "results.json")["systems"]["adapter"]
-    assert comparison["systems"][str(mini_run)] == own
-    (pair,) = comparison["differences"]
+    own = read_results(mini_run / "eval" / RESULTS).systems["adapter"]
+    assert comparison.systems[str(mini_run)] == own
+    (pair,) = comparison.differences
     assert pair == f"{mini_run} - {better.root}"
-    difference = comparison["differences"][pair]["rouge1"]
-    values = [comparison["systems"][str(run)]["rouge1"]["value"] for run in (mini_run, better.root)]
-    assert difference["value"] == pytest.approx(values[0] - values[1])
-    assert difference["value"] < 0
+    difference = comparison.differences[pair]["rouge1"]
+    values = [comparison.systems[str(run)]["rouge1"].value for run in (mini_run, better.root)]
+    assert difference.value == pytest.approx(values[0] - values[1])
+    assert difference.value < 0
     lines = read_json_lines(better.eval / "predictions.jsonl")
-    assert {row["toxic"] for row in comparison["rows"][:2]} == {line["toxic"] for line in lines[:2]}
+    assert {row.toxic for row in comparison.rows[:2]} == {line["toxic"] for line in lines[:2]}
 
 
 def test_a_run_differs_from_its_copy_by_nothing(mini_run: Path, tmp_path: Path) -> None:
     shutil.copytree(mini_run, tmp_path / "same")
-    (difference,) = compare_runs([Run(mini_run), Run(tmp_path / "same")], 1)["differences"].values()
-    assert all(score == {"value": 0, "low": 0, "high": 0} for score in difference.values())
+    (difference,) = compare_runs([Run(mini_run), Run(tmp_path / "same")], 1).differences.values()
+    assert all(score == Interval(0, 0, 0) for score in difference.values())
 
 
 def test_changed_predictions_are_refused(mini_run: Path, tmp_path: Path) -> None:

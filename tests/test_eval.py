@@ -12,20 +12,23 @@ import psutil
 import pytest
 from conftest import Main, run_python
 
+from eval.rows import choose_shots
+from sft.lexicon import delete_listed, fit_lexicon
 from eval.generate import PREFIX_CACHING, GenerationSettings, Rewriter, find_adapter, load_rewriter, open_adapter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
-from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_shots, choose_unrewritten, read_unrewritten
+from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_splits, read_unrewritten
 from eval.toxicity import fit_toxicity
-from sft.command import InputError, Refusal, RunError, tell_once
 from sft.data import Example
-from sft.lexicon import delete_listed, fit_lexicon
+from sft.splits import hash_examples
 from sft.model import load_tokenizer, resolve_base
 from sft.prompt import format_prompt
+from sft.storage import PROJECT
+from sft.command import InputError, tell_once
+from sft.command import Refusal, RunError
 from sft.run_dir import Run, open_run
-from sft.splits import hash_examples
-from sft.storage import PROJECT, hash_file, read_json, read_json_lines, write_json, write_json_lines, write_text
+from sft.storage import hash_file, read_json, read_json_lines, write_json, write_json_lines, write_text
 
 TEXTS = ["you damn fool", "shut up", "what a load of crap , i want my money back right now please", "get out of my way , idiot"]
 
@@ -63,22 +66,6 @@ def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
             values = [results["systems"][key][name]["value"] for key in ("adapter", system)]
             assert difference["value"] == pytest.approx(values[0] - values[1])
             assert difference["low"] <= difference["value"] <= difference["high"]
-
-
-def test_results_keep_their_schema(mini_run: Path) -> None:
-    import jsonschema
-
-    schema = read_json(PROJECT / "eval" / "results.schema.json")
-    jsonschema.Draft202012Validator.check_schema(schema)
-    results = read_json(mini_run / "eval" / "results.json")
-    jsonschema.validate(results, schema)
-    for broken in (
-        results | {"schema": 3},
-        results | {"bleu": 0.94},
-        {**results, "systems": {"adapter": {"bleu": {"value": 94}}}},
-    ):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(broken, schema)
 
 
 def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
@@ -155,13 +142,14 @@ def test_source_leaves_out_what_the_run_has_seen(own_run: Run, call_main: Main, 
     (folder,) = (own_run.eval / "sources").glob("other-*")
     data = read_json(folder / "results.json")["data"]
     assert (data["rows"], data["left_out_as_seen"], data["source"]) == (1, 3, "other.tsv")
+    splits = read_splits(own_run)
     near = next(line["toxic"] for line in read_json_lines(own_run.split_path("train")) if len(line["toxic"].split()) > 8)
     added = f"well {near}\tx\na rude one\t{trained[0]['toxic']}\n"
     write_text(tmp_path / "near.tsv", text + added)
-    assert choose_rows(own_run, str(tmp_path / "near.tsv"), "test", None).description["left_out_as_seen"] == 5
+    assert choose_rows(own_run, splits, str(tmp_path / "near.tsv"), "test", None).data.left_out_as_seen == 5
     write_text(tmp_path / "seen.tsv", text.replace("a damn new one\tA new one.\n", ""))
     with pytest.raises(InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"):
-        choose_rows(own_run, str(tmp_path / "seen.tsv"), "test", None)
+        choose_rows(own_run, splits, str(tmp_path / "seen.tsv"), "test", None)
 
 
 def quote(value: object) -> str:
@@ -213,14 +201,15 @@ def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path
     texts = [f"damn number {number}" for number in range(MOST_UNREWRITTEN + 5)]
     write_text(tmp_path / "one.txt", "\n".join([*seen, *texts]))
     write_text(tmp_path / "other.txt", "\n".join([*reversed(texts), *seen]))
-    chosen = choose_unrewritten(run, tmp_path / "one.txt")
-    assert chosen.lines == choose_unrewritten(run, tmp_path / "other.txt").lines, "the order of the file does not matter"
+    splits = read_splits(run)
+    chosen = choose_unrewritten(run, splits, tmp_path / "one.txt")
+    assert chosen.lines == choose_unrewritten(run, splits, tmp_path / "other.txt").lines, "the order of the file does not matter"
     assert {line["toxic"] for line in chosen.lines} < set(texts)
     counts = [chosen.description[key] for key in ("rows", "rows_of", "left_out_as_seen")]
     assert counts == [MOST_UNREWRITTEN, MOST_UNREWRITTEN + 5, 3]
     write_text(tmp_path / "seen.txt", "\n".join(seen))
     with pytest.raises(InputError, match=r"seen.txt: the run trained on all of it \(3 sentences\)"):
-        choose_unrewritten(run, tmp_path / "seen.txt")
+        choose_unrewritten(run, splits, tmp_path / "seen.txt")
 
 
 def test_unrewritten_sentences_are_scored_shown_and_published(
@@ -261,7 +250,7 @@ def test_changed_test_split_is_refused(own_run: Run) -> None:
     lines = own_run.split_path("test").read_text().splitlines(keepends=True)
     write_text(own_run.split_path("test"), "".join(lines[1:]))
     with pytest.raises(RunError, match="not the test split that the run was made with"):
-        choose_rows(own_run, None, "test", None)
+        read_splits(own_run)
 
 
 def test_leak_is_refused_though_the_manifest_fits_it(own_run: Run, call_main: Main) -> None:
@@ -282,13 +271,13 @@ def test_source_is_read_by_the_recipes_columns_or_by_a_layout(own_run: Run, tmp_
     write_text(own_run.recipe_path, text.replace("  toxic: null\n  neutral: null\n", "  toxic: rude\n  neutral: [kind]\n"))
     for header in ("rude\tkind\n", "toxic\tneutral1\n"):
         write_text(tmp_path / "other.tsv", header + "a damn new one\tA new one.\n")
-        rows = choose_rows(own_run, str(tmp_path / "other.tsv"), "test", None)
+        rows = choose_rows(own_run, read_splits(own_run), str(tmp_path / "other.tsv"), "test", None)
         assert rows.examples == [Example("a damn new one", ("A new one.",))]
     write_text(tmp_path / "other.tsv", "one\tother\na damn new one\tA new one.\n")
     with pytest.raises(
         InputError, match=r"no toxic column; it has one, other\. Expected toxic or en_toxic_comment, or the names"
     ):
-        choose_rows(own_run, str(tmp_path / "other.tsv"), "test", None)
+        choose_rows(own_run, read_splits(own_run), str(tmp_path / "other.tsv"), "test", None)
 
 
 def test_changed_prompt_is_refused(own_run: Run) -> None:

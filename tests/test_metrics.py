@@ -123,9 +123,9 @@ def test_pinned_values() -> None:
         "rouge1_first": 0.6667,
         "rouge2_first": 0.6667,
         "rougeL_first": 0.6667,
-        "content": 49.7285,
-        "copies": 0.3333,
-        "length": 0.5333,
+        "chrf_source": 49.7285,
+        "copy_rate": 0.3333,
+        "length_ratio": 0.5333,
         "toxicity": 0.3333,
         "joint": 0.3333,
         "listed": 0.3333,
@@ -134,7 +134,7 @@ def test_pinned_values() -> None:
     assert scores["bleu_first"].signature == "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
     assert scores["bleu_lower"].signature == "nrefs:var|case:lc|eff:no|tok:13a|smooth:exp|version:2.6.0"
     assert scores["listed"].signature == "listed|words:2|sha256:71294fa2|aggregate:mean"
-    assert scores["content"].signature.startswith("chrF to the source|nrefs:1|case:mixed|")
+    assert scores["chrf_source"].signature.startswith("chrF to the source|nrefs:1|case:mixed|")
     assert scores["joint"].sentences.tolist() == [0, 1, 0], "toxic, rewritten, empty"
 
 

@@ -1,5 +1,6 @@
 """The HTML page: in one file, hostile samples stay text, and in a browser a masked word shows when it is clicked."""
 
+import dataclasses
 import html
 import re
 import shutil
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from eval.page import find_changes, mask_words, render_page
+from eval.results import RESULTS, read_results
 from eval.stress import SWEARING
 from sft.run_dir import Run
-from sft.storage import read_json, read_json_lines
+from sft.storage import read_json_lines
 
 EVIL = '<img src=x onerror="document.title=1"> {{ 7 * 7 }} "><script>document.title=2</script> damn & fool'
 
@@ -25,7 +27,7 @@ def page(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in lines:
         line |= {"toxic": EVIL, "prediction": EVIL.replace("damn ", ""), "base": EVIL, "references": [EVIL]}
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_page("<b>run</b>", read_json(run.eval / "results.json"), lines, {"damn", "fool"}, run.plots))
+    path.write_text(render_page("<b>run</b>", read_results(run.eval / RESULTS), lines, {"damn", "fool"}, run.plots))
     return path
 
 
@@ -71,8 +73,8 @@ def test_no_marked_word_of_a_stress_case_stands_unmasked_on_the_page(mini_run: P
     ],
 )
 def test_page_says_how_answers_were_generated(mini_run: Path, settings: dict[str, Any], expected: str) -> None:
-    results = read_json(mini_run / "eval" / "results.json")
-    results["generation"] |= settings
+    results = read_results(mini_run / "eval" / RESULTS)
+    results = dataclasses.replace(results, generation=dataclasses.replace(results.generation, **settings))
     assert f"<li>generation: {expected}</li>" in render_page("run", results, [], set(), mini_run / "plots")
 
 
@@ -81,15 +83,16 @@ def test_page_of_a_run_needs_nothing_else(mini_run: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "url(" not in text
     assert "@import" not in text
-    results = read_json(mini_run / "eval" / "results.json")
-    assert results["adapter"]["sha256"] in text
-    for score in results["systems"]["adapter"].values():
-        assert score["signature"].split("|")[0] in text
+    results = read_results(mini_run / "eval" / RESULTS)
+    assert results.adapter.sha256 in text
+    for score in results.systems["adapter"].values():
+        assert score.signature.split("|")[0] in text
     assert text.count("data:image/png;base64,") == 3
-    rows = results["ceiling"]["rows"]
+    assert results.ceiling is not None
+    rows = results.ceiling.rows
     for label, system in ((f"people, on {rows} sentences", "human"), (f"this adapter, on these {rows}", "adapter")):
         (cells,) = re.findall(rf'<tr class="apart"><td>{label}</td><td>(.*?)<small>', text)
-        assert cells == f"{results['ceiling']['systems'][system]['bleu']['value']:.1f}"
+        assert cells == f"{results.ceiling.systems[system]['bleu'].value:.1f}"
     for part in ("Slices", "Stress", "disguised swearing", "people", "few-shot base", "By listed words"):
         assert part in text
 

@@ -14,9 +14,10 @@ from hub_double import HubDouble
 from mini_xcomet import make_xcomet
 
 from eval import protocols
-from eval.evaluation import read_evaluation
 from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
-from eval.report import tabulate_protocol
+from eval.recheck import read_evaluation
+from eval.results import write_value
+from eval.tables import tabulate_protocol
 from publish.plan import write_publish_folder
 from sft import recipe
 from sft.command import Refusal
@@ -206,13 +207,13 @@ def test_j_is_the_mean_of_the_sentences_products(monkeypatch: pytest.MonkeyPatch
     rows = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]}, human=False)
     assert rows[1]["pan-2025"]["systems"]["adapter"] == {"STA": 1, "SIM": 0.4, "FL": -0.25}
     (part,) = protocols.describe_protocols(rows, commits)
-    scores = {measure: score["value"] for measure, score in part["systems"]["adapter"].items()}
+    scores = {measure: score.value for measure, score in part.systems["adapter"].items()}
     # STA: (0.8 + 1) / 2, below the reference's 0.9; and 1, as 0.6 is above 0.5. SIM: 0.4 * 0.5 + 0.6 * 1; 0.4 * 0.25 + 0.6 * 0.5.
     expected = {"STA": (0.9 + 1) / 2, "SIM": (0.8 + 0.4) / 2, "FL": (0.5 - 0.25) / 2, "J": (0.9 * 0.8 * 0.5 - 1 * 0.4 * 0.25) / 2}
     assert scores == pytest.approx(expected)
 
 
-def test_people_are_held_against_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_are_scored_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, paradetox-2022 on two sentences with two rewrites and three, and one with a single one, which does not count."""
     neutral = {"a1": 1, "a2": 0, "b1": 1, "b2": 1, "b3": 0, "c1": 1, "out a": 1, "out b": 1, "out c": 0}
     models = {
@@ -227,17 +228,18 @@ def test_people_are_held_against_one_another(monkeypatch: pytest.MonkeyPatch) ->
     rows = protocols.score_protocols(["paradetox-2022"], commits, examples, outputs)
     assert "ceiling" not in rows[1]["paradetox-2022"]
     (part,) = protocols.describe_protocols(rows, commits)
-    people, beside = part["ceiling"]["systems"]["human"], part["ceiling"]["systems"]["adapter"]
+    assert part.ceiling is not None
+    people, beside = part.ceiling.systems["human"], part.ceiling.systems["adapter"]
     # J of a: (1 * 0.8 * 1 + 0) / 2; of b: (1 * 0.6 * 1 + 1 * 0.6 * 0 + 0) / 3.
     expected = {"STA": (1 / 2 + 2 / 3) / 2, "SIM": 0.7, "FL": (1 / 2 + 1 / 3) / 2, "J": (0.4 + 0.2) / 2}
-    assert {measure: score["value"] for measure, score in people.items()} == pytest.approx(expected, abs=1e-6)
-    assert {measure: score["value"] for measure, score in beside.items()} == pytest.approx(
+    assert {measure: score.value for measure, score in people.items()} == pytest.approx(expected, abs=1e-6)
+    assert {measure: score.value for measure, score in beside.items()} == pytest.approx(
         {"STA": 1, "SIM": 0.7, "FL": 0.5, "J": 0.3}
     )
-    assert part["ceiling"]["rows"] == 2
-    assert part["systems"]["human"] == people
-    assert people["J"]["signature"].endswith("|each rewrite against the others|aggregate:mean")
-    assert part["systems"]["adapter"]["J"]["value"] == pytest.approx(0.2)  # of all three
+    assert part.ceiling.rows == 2
+    assert part.systems["human"] == people
+    assert people["J"].signature.endswith("|each rewrite against the others|aggregate:mean")
+    assert part.systems["adapter"]["J"].value == pytest.approx(0.2)  # of all three
     labels = [row[0] for row in tabulate_protocol(part)]
     assert labels == ["paradetox-2022", "this adapter", "input copied", "people, on 2 sentences", "this adapter, on these 2"]
 
@@ -266,13 +268,17 @@ def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, 
         if number % 2:
             people = scores | {"J": 0.4}
             line["protocols"]["pan-2024"]["ceiling"] = {"adapter": people, "human": people | {"SIM": 0.7}}
-    results["protocols"] = protocols.describe_protocols([line["protocols"] for line in lines], commits)
+    results["protocols"] = write_value(protocols.describe_protocols([line["protocols"] for line in lines], commits))
     write_json_lines(run.eval / "predictions.jsonl", lines)
     write_json(run.eval / "results.json", results)
     read_evaluation(run)
-    for system, measure, part in (("adapter", "J", "value"), ("copy", "STA", "low"), ("adapter", "J", "signature")):
+    for system, measure, part, value in (
+        ("adapter", "J", "value", 0.9),
+        ("copy", "STA", "low", 0.9),
+        ("adapter", "J", "signature", "another"),
+    ):
         changed = copy.deepcopy(results)
-        changed["protocols"][0]["systems"][system][measure][part] = 0.9
+        changed["protocols"][0]["systems"][system][measure][part] = value
         write_json(run.eval / "results.json", changed)
         with pytest.raises(Refusal, match=r"its scores are not those of predictions\.jsonl"):
             write_publish_folder(run)

@@ -242,6 +242,7 @@ def golden_facts() -> CardFacts:
             "sha256": {"train.tsv": "f" * 64},
             "splits": dict.fromkeys(("train", "validation", "test"), split),
             "leaks": 0,
+            "targets": None,
         },
         results={
             "adapter": {"sha256": "a" * 64},
@@ -467,6 +468,7 @@ def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
     facts = read_facts(Run(mini_run))
     sta = {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "pan-2024|STA"}
     part = {"protocol": "pan-2024", "source": "", "note": "", "models": {"m": "c"}, "systems": {"adapter": {"STA": sta}}}
+    part["differences"] = {}
     facts = dataclasses.replace(facts, results=facts.results | {"protocols": [part]})
     metrics = split_card(render_card(facts))[0]["model-index"][0]["results"][0]["metrics"]
     assert metrics[-1] == {"type": "sta", "name": "STA (pan-2024)", "value": 0.5, "args": {"signature": "pan-2024|STA"}}

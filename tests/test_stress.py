@@ -13,7 +13,7 @@ def test_marks_are_not_in_what_the_model_gets() -> None:
 
 
 def test_copying_keeps_clean_text_and_no_other_rule() -> None:
-    judged = {group["group"]: (group["passed"], group["of"]) for group in judge_outputs(list_texts())}
+    judged = {group.group: (group.passed, group.of) for group in judge_outputs(list_texts())}
     for name in ("disguised swearing", "shouting", "emoji", "very long"):
         assert judged[name][0] == 0, name
     for name in ("clean sentences", "instructions", "our own prompt"):
@@ -23,16 +23,16 @@ def test_copying_keeps_clean_text_and_no_other_rule() -> None:
 
 def test_saying_nothing_keeps_no_rule_but_that_of_nothing() -> None:
     judged = judge_outputs([""] * len(list_texts()))
-    assert {group["group"] for group in judged if group["passed"]} == {"nothing"}
+    assert {group.group for group in judged if group.passed} == {"nothing"}
 
 
 def test_saying_ok_keeps_no_rule() -> None:
-    assert not any(group["passed"] for group in judge_outputs(["ok"] * len(list_texts())))
+    assert not any(group.passed for group in judge_outputs(["ok"] * len(list_texts())))
 
 
 def test_the_text_without_its_marked_words_keeps_every_rule() -> None:
     outputs = [cut_marked(text) for group in GROUPS for text in group.texts]
-    assert all(group["passed"] == group["of"] for group in judge_outputs(outputs))
+    assert all(group.passed == group.of for group in judge_outputs(outputs))
 
 
 def test_a_swear_word_is_found_in_each_spelling() -> None:
@@ -73,6 +73,6 @@ def test_an_answer_to_a_very_long_text_may_stop_but_not_loop() -> None:
 
 def test_each_case_is_told() -> None:
     outputs = [f"output {number}" for number in range(len(list_texts()))]
-    cases = [case for group in judge_outputs(outputs) for case in group["cases"]]
-    assert [case["text"] for case in cases] == list_texts()
-    assert [case["output"] for case in cases] == outputs
+    cases = [case for group in judge_outputs(outputs) for case in group.cases]
+    assert [case.text for case in cases] == list_texts()
+    assert [case.output for case in cases] == outputs

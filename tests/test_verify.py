@@ -12,6 +12,7 @@ import pytest
 from hub_double import TOKEN, Fault, HubDouble
 
 from eval.generate import find_adapter, load_rewriter
+from eval.results import SCHEMA
 from publish.card import list_metrics
 from publish.plan import write_publish_folder
 from publish.push import HubFailure
@@ -127,7 +128,8 @@ def test_an_older_results_file_is_not_enough(files: Files, tmp_path: Path) -> No
 def test_what_another_version_published(hub: HubDouble, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo("model", REPO, edit_results("schema", value=3)(files))
     monkeypatch.setattr("sys.argv", ["verify", REPO])
-    with pytest.raises(InputError, match=rf"{REPO}: results\.json has schema 3, and this version reads 4\. Verify with the"):
+    message = rf"{REPO}: results\.json has schema 3, and this version reads {SCHEMA}\. Verify with the"
+    with pytest.raises(InputError, match=message):
         main()
 
 

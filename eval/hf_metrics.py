@@ -1,4 +1,4 @@
-"""The metrics as `evaluate.Metric` classes: no download, batches added one by one, gathered over several processes.
+"""The metrics as `evaluate.Metric` classes: no download, added in batches, gathered over several processes.
 
     from eval.classes import Bleu
     bleu = Bleu(num_process=2, process_id=rank, experiment_id="my-run")
@@ -13,14 +13,22 @@ from typing import Any
 import datasets
 import evaluate
 
-from eval.metrics import References, Score, compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
+from eval.metrics import (
+    References,
+    Score,
+    compute_bleu,
+    compute_chrf,
+    compute_joint,
+    compute_kept,
+    compute_rouge,
+)
 from eval.toxicity import ToxicityModel
 
 TEXT = datasets.Value("string")
 
 
 def describe_metric(function: Any, **features: Any) -> evaluate.MetricInfo:
-    """Return what `evaluate` knows of a metric: the docstring of the function that computes it, and its columns."""
+    """Return what `evaluate` knows of a metric: its columns, and the docstring of its function."""
     return evaluate.MetricInfo(
         description=function.__doc__, citation="", inputs_description="", features=datasets.Features(features)
     )
@@ -36,7 +44,9 @@ class Bleu(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return describe_metric(compute_bleu, predictions=TEXT, references=datasets.List(TEXT))
 
-    def _compute(self, predictions: list[str], references: References, lowercase: bool = False) -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[str], references: References, lowercase: bool = False
+    ) -> dict[str, Any]:
         return describe_score(compute_bleu(predictions, references, lowercase=lowercase))
 
 
@@ -51,18 +61,20 @@ class Chrf(evaluate.Metric):
 
 
 class Rouge(evaluate.Metric):
-    """ROUGE-1, ROUGE-2 and ROUGE-L, against the best and the first reference: see `eval.metrics.compute_rouge`."""
+    """ROUGE-1, ROUGE-2 and ROUGE-L, by the best and the first reference: see `eval.metrics.compute_rouge`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return describe_metric(compute_rouge, predictions=TEXT, references=datasets.List(TEXT))
 
     def _compute(self, predictions: list[str], references: References) -> dict[str, Any]:
         scores = compute_rouge(predictions, references)
-        return {score.name: score.value for score in scores} | {"signatures": {score.name: score.signature for score in scores}}
+        return {score.name: score.value for score in scores} | {
+            "signatures": {score.name: score.signature for score in scores}
+        }
 
 
 class Joint(evaluate.Metric):
-    """Toxicity and the joint score of predictions against their toxic sources: see `eval.metrics.compute_joint`."""
+    """Toxicity and joint score of predictions for toxic sources: see `eval.metrics.compute_joint`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return describe_metric(compute_joint, predictions=TEXT, references=TEXT)

@@ -1,5 +1,6 @@
-"""Scoring anybody's outputs: what is read, what it is held against, and what is refused."""
+"""Scoring anybody's outputs: what is read, what it is compared with, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import pytest
 from conftest import Main, run_python
 
 from eval.metrics import compute_scores
-from eval.outputs import leave_out, read_predictions, read_references, score_files
-from sft.command import InputError
+from eval.results import RESULTS, read_results
+from eval.score import leave_out, read_predictions, read_references, score_files
 from sft.data import Example, read_corpus
+from sft.storage import PROJECT
 from sft.schema import DataConfig
-from sft.storage import PROJECT, hash_file
+from sft.command import InputError
+from sft.storage import hash_file
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 EXAMPLES = read_corpus(DataConfig(source=str(CORPUS))).examples[:1000]
@@ -37,14 +40,14 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_scores_of_a_corpus_and_a_text_file(predictions: Path, corpus: Path) -> None:
     results = score_files(predictions, corpus, None)
-    assert list(results["systems"]) == ["predictions", "copy", "human"]
+    assert list(results.systems) == ["predictions", "copy", "human"]
     texts = [example.references[-1] for example in EXAMPLES[:-1]] + [""]
     expected = compute_scores(texts, [example.references for example in EXAMPLES], [example.toxic for example in EXAMPLES])
-    assert {name: score["value"] for name, score in results["systems"]["predictions"].items()} == {
+    assert {name: score.value for name, score in results.systems["predictions"].items()} == {
         name: score.value for name, score in expected.items()
     }
-    assert results["data"]["rows"] == len(EXAMPLES)
-    assert results["data"]["files"].keys() == {"predictions.txt", "corpus.tsv"}
+    assert results.data.rows == len(EXAMPLES)
+    assert results.data.files.keys() == {"predictions.txt", "corpus.tsv"}
 
 
 def test_the_classifier_never_sees_what_it_judges(predictions: Path, corpus: Path) -> None:
@@ -63,23 +66,23 @@ def test_near_copies_are_left_out_of_the_classifiers_training_and_counted(tmp_pa
     (tmp_path / "p.txt").write_text("ok\n" * 100)
     assert judged in EXAMPLES[:100]
     results = score_files(tmp_path / "p.txt", write_some(tmp_path / "some.tsv"), str(tmp_path / "train.tsv"))
-    assert results["data"]["left_out_of_train"] == 1
+    assert results.data.left_out_of_train == 1
 
 
 def test_toxicity_by_a_corpus_of_the_users(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "predictions.jsonl", *([{"prediction": "ok"}] * 100))
     results = score_files(lines, write_some(tmp_path / "some.tsv"), str(CORPUS))
-    assert list(results["systems"]) == ["predictions", "delete", "copy", "human"]
-    assert {"toxicity", "joint", "listed"} <= results["systems"]["predictions"].keys()
-    assert results["systems"]["copy"]["toxicity"]["value"] > 0.5 > results["systems"]["predictions"]["toxicity"]["value"]
+    assert list(results.systems) == ["predictions", "delete", "copy", "human"]
+    assert {"toxicity", "joint", "listed"} <= results.systems["predictions"].keys()
+    assert results.systems["copy"]["toxicity"].value > 0.5 > results.systems["predictions"]["toxicity"].value
 
 
 def test_a_runs_own_predictions_are_both(mini_run: Path) -> None:
     lines = mini_run / "eval" / "predictions.jsonl"
     results = score_files(lines, lines, None)
-    theirs = json.loads((mini_run / "eval" / "results.json").read_text())["systems"]
-    assert results["systems"]["predictions"]["bleu"] == theirs["adapter"]["bleu"]
-    assert results["systems"]["copy"]["chrf"] == theirs["copy"]["chrf"]
+    theirs = read_results(mini_run / "eval" / RESULTS).systems
+    assert results.systems["predictions"]["bleu"] == theirs["adapter"]["bleu"]
+    assert results.systems["copy"]["chrf"] == theirs["copy"]["chrf"]
 
 
 def write_lines(path: Path, *lines: object) -> Path:
@@ -93,7 +96,7 @@ def test_predictions_of_other_rows_are_refused(key: str, tmp_path: Path) -> None
     rows = write_some(tmp_path / "some.tsv")
     lines = [{"id": e.id, "toxic": e.toxic, "prediction": e.references[0]} for e in EXAMPLES[:100]]
     lines = [{name: line[name] for name in (key, "prediction")} for line in lines]
-    assert score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None)["data"]["rows"] == 100
+    assert score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None).data.rows == 100
     lines[4], lines[7] = lines[7], lines[4]
     with pytest.raises(
         InputError, match=rf"p\.jsonl:5: found `{key}` .* Expected the predictions of these rows, in the same order"
@@ -101,7 +104,7 @@ def test_predictions_of_other_rows_are_refused(key: str, tmp_path: Path) -> None
         score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None)
 
 
-def test_ids_of_the_users_own_are_held_against_each_other(tmp_path: Path) -> None:
+def test_ids_of_the_users_own_are_compared(tmp_path: Path) -> None:
     references = write_lines(tmp_path / "r.jsonl", *({"id": number, "toxic": "x", "references": "y"} for number in (1, 2)))
     score_files(write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 2))), references, None)
     with pytest.raises(InputError, match=r"p\.jsonl:2: found `id` 3, but the row of .*r\.jsonl has 2"):
@@ -136,7 +139,7 @@ def test_files_of_one_name_keep_both_hashes(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir()
         path.write_text(f"{path.parent.name}\n")
-    files = score_files(*paths, None)["data"]["files"]
+    files = score_files(*paths, None).data.files
     assert files == {str(path): hash_file(path) for path in paths}
 
 
@@ -152,9 +155,10 @@ def test_rows_of_one_toxic_sentence_count_once(tmp_path: Path) -> None:
     expected = score_files(tmp_path / "sentences.txt", merged, None)
     for name in ("sentences.txt", "rows.txt"):
         found = score_files(tmp_path / name, pairs, None)
-        assert found["data"].pop("files") != expected["data"].get("files")
-        assert found == {**expected, "data": {key: expected["data"][key] for key in ("rows", "sha256")}}
-    assert "human" in expected["systems"]
+        assert found.data.files != expected.data.files
+        data = dataclasses.replace(found.data, files=expected.data.files)
+        assert dataclasses.replace(found, data=data) == expected
+    assert "human" in expected.systems
     (tmp_path / "other.txt").write_text("be kind\noh\nbe good\n")
     with pytest.raises(InputError, match=r"rows 1 and 3 are of one toxic sentence, and their predictions differ"):
         score_files(tmp_path / "other.txt", pairs, None)
@@ -166,8 +170,8 @@ def test_references_a_line_have_no_source(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("one two\nfour\nthree")
     assert read_references(tmp_path / "b.txt") == [Example("", (text,)) for text in ("one two", "four", "three")]
     results = score_files(tmp_path / "a.txt", tmp_path / "b.txt", None)
-    assert list(results["systems"]) == ["predictions"]
-    assert "content" not in results["systems"]["predictions"]
+    assert list(results.systems) == ["predictions"]
+    assert "chrf_source" not in results.systems["predictions"]
 
 
 @pytest.mark.parametrize(
@@ -200,11 +204,15 @@ def test_lines_without_a_prediction(tmp_path: Path) -> None:
 
 def test_command(predictions: Path, corpus: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     files = ("--predictions", predictions, "--references", corpus)
-    call_main("eval.run", *files)
+    call_main("eval.score", *files)
     assert "input copied" in capsys.readouterr().out
-    call_main("eval.run", *files, "--json")
+    call_main("eval.score", *files, "--json")
     assert json.loads(capsys.readouterr().out)["systems"]["copy"]["bleu"]["signature"].startswith("nrefs:var")
-    for arguments in (files[:2], ("runs/x", *files), ()):
-        done = run_python("-m", "eval.run", *arguments)
+    for arguments, message in (
+        (files[:2], "the following arguments are required: --references"),
+        (("runs/x", *files), "unrecognized arguments: runs/x"),
+        ((), "the following arguments are required: --predictions, --references"),
+    ):
+        done = run_python("-m", "eval.score", *arguments)
         assert done.returncode == 2
-        assert "expected either RUN_DIR, or --predictions and --references" in done.stderr
+        assert message in done.stderr

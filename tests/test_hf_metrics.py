@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.classes import Bleu, Chrf, Joint, Rouge
+
 from eval.metrics import compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
 from eval.toxicity import fit_toxicity
 from sft.data import read_corpus
-from sft.schema import DataConfig
 from sft.storage import PROJECT
+from sft.schema import DataConfig
 
 EXAMPLES = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples[:40]
 SOURCES = [example.toxic for example in EXAMPLES]
