@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from eval.rows import choose_shots
 from eval.generate import rewrite_texts
-from eval.rows import EvalRows, UnrewrittenRows
+from eval.rows import EvalRows, UnrewrittenRows, choose_shots
 from eval.scoring import Answers, Circumstances
 from eval.stress import list_texts
 

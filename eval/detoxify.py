@@ -16,9 +16,15 @@ def main() -> None:
         prog="python -m eval.detoxify",
         description="Rewrite each TEXT, or else each line of standard input: one line out for one line in, in order.",
     )
-    parser.add_argument("adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id")
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text to rewrite; line breaks in it become spaces")
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each text instead: text, rewrite")
+    parser.add_argument(
+        "adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id"
+    )
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="*", help="a text to rewrite; line breaks in it become spaces"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object for each text instead: text, rewrite"
+    )
     arguments = parser.parse_args()
     for number, text in enumerate(arguments.texts, start=1):
         if not is_unicode(text):
@@ -31,7 +37,11 @@ def main() -> None:
     for chunk in split_chunks(lines, 8 * rewriter.settings.batch_size):
         for text, rewrite in zip(chunk, rewriter.rewrite(chunk), strict=True):
             # A line break in an answer would break the pairing of lines.
-            line = json.dumps({"text": text.rstrip("\n"), "rewrite": rewrite}) if arguments.json else clean_text(rewrite)
+            line = (
+                json.dumps({"text": text.rstrip("\n"), "rewrite": rewrite})
+                if arguments.json
+                else clean_text(rewrite)
+            )
             print(line, flush=True)
 
 
@@ -45,7 +55,9 @@ def read_lines() -> Iterator[str]:
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"standard input, line {number}: not UTF-8. Convert it: iconv -f latin1 -t utf8.") from None
+            raise InputError(
+                f"standard input, line {number}: not UTF-8. Convert it: iconv -f latin1 -t utf8."
+            ) from None
 
 
 def split_chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.rows import read_splits
+from sft.command import InputError, Refusal, RunError, count, parse_count, run_command
 from sft.data import Example
-from sft.command import count
 from sft.prompt import TEMPLATE
-from sft.command import InputError, parse_count, run_command
-from sft.storage import name_path
-from sft.command import Refusal, RunError
 from sft.run_dir import Run, open_run
-from sft.storage import read_json
 from sft.splits import Links
+from sft.storage import name_path, read_json
 from sft.targets import holds_targets, is_line, write_targets
 
 if TYPE_CHECKING:
@@ -51,10 +48,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="accelerate launch eval/distil.py",
         description="Rewrite the training sentences of a run with a teacher, and write the targets that another training learns "
-        "with data.targets. Of each sentence's rewrites, the beams' and people's, the best is taken, by: " + RULE + ".",
+        "with data.targets. Of each sentence's rewrites, the beams' and people's, the best is taken, by: "
+        + RULE
+        + ".",
     )
-    parser.add_argument("teacher", metavar="TEACHER", help="a finished run, or a published adapter's Hub id, of any base")
-    parser.add_argument("--run", metavar="RUN_DIR", help="the run whose training sentences are rewritten (default: TEACHER)")
+    parser.add_argument(
+        "teacher", metavar="TEACHER", help="a finished run, or a published adapter's Hub id, of any base"
+    )
+    parser.add_argument(
+        "--run", metavar="RUN_DIR", help="the run whose training sentences are rewritten (default: TEACHER)"
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: RUN_DIR/targets.jsonl")
     help_beams = f"beams of the search, and so rewrites to choose from (default: {BEAMS})"
     parser.add_argument("--num_beams", metavar="N", type=parse_count, default=BEAMS, help=help_beams)
@@ -68,13 +71,17 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if arguments.run is None and not Path(arguments.teacher).is_dir():
-        raise InputError(f"{arguments.teacher} is no run here. Name the run whose training sentences it rewrites: --run RUN_DIR.")
+        raise InputError(
+            f"{arguments.teacher} is no run here. Name the run whose training sentences it rewrites: --run RUN_DIR."
+        )
     run = open_run(arguments.run or arguments.teacher)
     output = arguments.output or run.root / "targets.jsonl"
     check_output(output)
     examples = read_splits(run)["train"]
     if run.manifest["streaming"]:
-        raise RunError(f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming.")
+        raise RunError(
+            f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming."
+        )
 
     from eval.generate import find_adapter, load_rewriter
     from eval.toxicity import fit_toxicity
@@ -84,14 +91,22 @@ def main() -> None:
     seen = check_teacher(arguments.teacher, adapter, run)
     state = join_processes()
     journal = output.with_name(f".{output.name}.unfinished")
-    asked: list[Any] = [adapter.describe(), adapter.base.describe(), adapter.quantization, adapter.settings.describe(), TEMPLATE]
+    asked: list[Any] = [
+        adapter.describe(),
+        adapter.base.describe(),
+        adapter.quantization,
+        adapter.settings.describe(),
+        TEMPLATE,
+    ]
     asked += [arguments.num_beams, [[example.toxic, *example.references] for example in examples]]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     rewriter = load_rewriter(adapter)
     texts = [example.toxic for example in examples]
     beams = rewriter.propose(texts, arguments.num_beams, "rewriting", journal / f"{name}-beams")
     offered = [offer_texts(example, found) for example, found in zip(examples, beams, strict=True)]
-    pairs = [(example.toxic, text) for example, texts in zip(examples, offered, strict=True) for text in texts]
+    pairs = [
+        (example.toxic, text) for example, texts in zip(examples, offered, strict=True) for text in texts
+    ]
     likelihoods = rewriter.measure_likelihood(pairs, "weighing", journal / f"{name}-likelihoods")
     if state.is_main_process:
         model = fit_toxicity(examples)
@@ -109,7 +124,9 @@ def check_output(path: Path) -> None:
     """Raise where the targets file would replace something else."""
     if path.is_dir() or (path.exists() and not holds_targets(path)):
         found = "a folder" if path.is_dir() else "a file that holds no targets"
-        raise InputError(f"{path}: {found}. Name another with --output; only an older targets file is replaced.")
+        raise InputError(
+            f"{path}: {found}. Name another with --output; only an older targets file is replaced."
+        )
 
 
 def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
@@ -143,11 +160,18 @@ def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
 
 def offer_texts(example: Example, beams: Sequence[str]) -> list[str]:
     """Return what a target is chosen from: the teacher's rewrites, and people's; without the sentence itself."""
-    return [text for text in dict.fromkeys((*beams, *example.references)) if text != example.toxic and is_line(text)]
+    return [
+        text
+        for text in dict.fromkeys((*beams, *example.references))
+        if text != example.toxic and is_line(text)
+    ]
 
 
 def choose_targets(
-    examples: Sequence[Example], offered: Sequence[Sequence[str]], likelihoods: Sequence[float], model: "ToxicityModel"
+    examples: Sequence[Example],
+    offered: Sequence[Sequence[str]],
+    likelihoods: Sequence[float],
+    model: "ToxicityModel",
 ) -> list[dict[str, Any]]:
     """Return a line of the targets file for each example that has a rewrite to learn."""
     flat = [text for texts in offered for text in texts]
@@ -163,7 +187,9 @@ def choose_targets(
     return rows
 
 
-def describe_targets(name: str, adapter: "Adapter", run: Run, seen: str, beams: int, model: "ToxicityModel") -> dict[str, Any]:
+def describe_targets(
+    name: str, adapter: "Adapter", run: Run, seen: str, beams: int, model: "ToxicityModel"
+) -> dict[str, Any]:
     """Return the header: who has taught, how, and which run's sentences."""
     manifest = run.manifest
     called = name_path(Path(name)) if Path(name).is_dir() else f"{name}@{adapter.folder.name}"
@@ -190,7 +216,9 @@ def print_outcome(path: Path, header: dict[str, Any], rows: Sequence[dict[str, A
         outcome = {"targets": str(path), "sentences": len(rows), "from_people": header["from_people"]}
         print(json.dumps(outcome | {"teacher": header["teacher"]}))
         return
-    print(f"targets: {path}: {count(len(rows), 'sentence')}, of which {header['from_people']:,} have a human rewrite as target")
+    print(
+        f"targets: {path}: {count(len(rows), 'sentence')}, of which {header['from_people']:,} have a human rewrite as target"
+    )
     if header["teacher"]["has_seen"] == "unknown":
         print(
             "whether the teacher was trained on validation or test sentences of this run is unknown; the student's card says so"

@@ -32,7 +32,15 @@ QUANTIZATION_KEYS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "attn_implementation",
 )  # fmt: skip
 LOGITS = 2**26  # at once, where likelihoods are measured: 256 MB
-PREFIX_CACHING = ("bloom", "gpt2", "gpt_neox", "llama", "opt", "phi", "qwen2")  # tested with it (tests/test_eval.py)
+PREFIX_CACHING = (
+    "bloom",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "opt",
+    "phi",
+    "qwen2",
+)  # tested with it (tests/test_eval.py)
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,13 @@ class Rewriter:
                 done is not done again.
         """
         solved = self.tokenise_shots(shots)
-        size = max(1, self.settings.batch_size // (1 + len(shots)))  # prompts are about that many times as long
+        size = max(
+            1, self.settings.batch_size // (1 + len(shots))
+        )  # prompts are about that many times as long
         prompts = {index: solved + ids for index, ids in self.tokenise_prompts(texts).items()}
-        work = partial(self.generate_batch, prefix=self.cache_prefix(prompts.values(), solved) if prompts else None)
+        work = partial(
+            self.generate_batch, prefix=self.cache_prefix(prompts.values(), solved) if prompts else None
+        )
         rewrites = share_batches(prompts, work, size, progress_label, journal)
         return [rewrites.get(index, "") for index in range(len(texts))]
 
@@ -124,7 +136,10 @@ class Rewriter:
 
         if not self.settings.prefix_caching:
             return None
-        others = [[*solved, *ids] for ids in tokenise_texts([format_prompt("a"), format_prompt("?")], self.tokenizer)]
+        others = [
+            [*solved, *ids]
+            for ids in tokenise_texts([format_prompt("a"), format_prompt("?")], self.tokenizer)
+        ]
         same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*others, *prompts, strict=False))
         shared = [tokens[0] for tokens in same]
         kind = self.model.config.model_type
@@ -132,14 +147,22 @@ class Rewriter:
             cache = self.fill_cache(torch.tensor([shared]), torch.ones(1, len(shared), dtype=torch.long))
             if isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers):
                 return cache
-        tell_once(f"{kind}: no prefix caching, which is for {', '.join(PREFIX_CACHING)} with a cache that keeps every token")
+        tell_once(
+            f"{kind}: no prefix caching, which is for {', '.join(PREFIX_CACHING)} with a cache that keeps every token"
+        )
         return None
 
-    def fill_cache(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None" = None) -> Any:
+    def fill_cache(
+        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None" = None
+    ) -> Any:
         """Return the model's cache with the keys and values of all tokens; ids and mask are (prompts, tokens)."""
-        return self.generate(ids, mask, cache, num_beams=1, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+        return self.generate(
+            ids, mask, cache, num_beams=1, max_new_tokens=1, return_dict_in_generate=True
+        ).past_key_values
 
-    def generate(self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None", **options: Any) -> Any:
+    def generate(
+        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None", **options: Any
+    ) -> Any:
         """Return what the model's own `generate` does, without sampling; what is in the cache is not computed again."""
         import torch
 
@@ -154,12 +177,16 @@ class Rewriter:
                 **options,
             )
 
-    def generate_batch(self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None" = None) -> list[str]:
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None" = None
+    ) -> list[str]:
         """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds."""
         output = self.search(prompts, prefix, self.settings.num_beams)
         return [self.decode(row) for row in output.sequences[:, max(map(len, prompts)) :].tolist()]
 
-    def propose(self, texts: Sequence[str], beams: int, label: str | None = None, journal: Path | None = None) -> list[list[str]]:
+    def propose(
+        self, texts: Sequence[str], beams: int, label: str | None = None, journal: Path | None = None
+    ) -> list[list[str]]:
         """Return for each text what its `beams` end in, most likely first, each once; see `rewrite`.
 
         An answer that is not finished at the longest length is left out.
@@ -172,7 +199,8 @@ class Rewriter:
             rows = output.sequences[:, max(map(len, batch)) :].tolist()
             ended = [self.decode(row) if self.tokenizer.eos_token_id in row else "" for row in rows]
             return [
-                [text for text in dict.fromkeys(ended[start : start + beams]) if text] for start in range(0, len(rows), beams)
+                [text for text in dict.fromkeys(ended[start : start + beams]) if text]
+                for start in range(0, len(rows), beams)
             ]
 
         found = share_batches(prompts, propose_batch, self.settings.batch_size, label, journal)
@@ -200,9 +228,15 @@ class Rewriter:
         width, first = max(map(len, rows)) - 1, min(row[0] for row in rows)
         at_once = max(1, LOGITS // ((width - first + 1) * len(self.tokenizer)))
         if len(rows) > at_once:
-            return [score for start in range(0, len(rows), at_once) for score in self.score_batch(rows[start : start + at_once])]
+            return [
+                score
+                for start in range(0, len(rows), at_once)
+                for score in self.score_batch(rows[start : start + at_once])
+            ]
         # Padding stands behind, where no token of the answer looks.
-        ids = torch.tensor([[*row[1:], *[self.tokenizer.pad_token_id] * (width + 1 - len(row))] for row in rows])
+        ids = torch.tensor(
+            [[*row[1:], *[self.tokenizer.pad_token_id] * (width + 1 - len(row))] for row in rows]
+        )
         mask = torch.tensor([[1] * (len(row) - 1) + [0] * (width + 1 - len(row)) for row in rows])
         with torch.inference_mode():
             output = self.model(
@@ -211,7 +245,12 @@ class Rewriter:
                 logits_to_keep=width - first + 1,
                 use_cache=False,
             )
-        told = output.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, first:, None].to(output.logits.device))[..., 0]
+        told = (
+            output.logits[:, :-1]
+            .float()
+            .log_softmax(-1)
+            .gather(-1, ids[:, first:, None].to(output.logits.device))[..., 0]
+        )
         return [
             round(float(scores[row[0] - first : len(row) - 1 - first].mean()), 4)
             for row, scores in zip(rows, told.cpu(), strict=True)
@@ -270,7 +309,9 @@ def share_batches(
         make_progress(label if state.is_main_process else None, len(prompts)) as progress,
         open_journal(journal, state.process_index) as stream,
     ):
-        for batch in progress.track(batches[state.process_index :: state.num_processes], description=label or ""):
+        for batch in progress.track(
+            batches[state.process_index :: state.num_processes], description=label or ""
+        ):
             if not done.keys() >= set(batch):
                 answers = dict(zip(batch, work([prompts[index] for index in batch]), strict=True))
                 done |= answers
@@ -283,7 +324,9 @@ def share_batches(
 def read_journal(folder: Path | None) -> dict[int, Any]:
     """Return the answers that calls with the same journal have kept, by the place of their text."""
     done: dict[int, Any] = {}
-    for path in sorted(folder.glob("[0-9]*.jsonl")) if folder else ():  # not what another process is about to write
+    for path in (
+        sorted(folder.glob("[0-9]*.jsonl")) if folder else ()
+    ):  # not what another process is about to write
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):  # a line that was cut off by a kill is of a batch that is done again
                 done |= {int(index): answer for index, answer in json.loads(line).items()}
@@ -313,7 +356,9 @@ def make_progress(label: str | None, number: int) -> Any:
     console = Console(stderr=True)
     if label is not None and not console.is_terminal:
         console.print(f"{label}: {count(number, 'sentence')}", highlight=False)
-    return Progress(*columns, console=console, disable=label is None or not console.is_terminal, transient=True)
+    return Progress(
+        *columns, console=console, disable=label is None or not console.is_terminal, transient=True
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- finding
@@ -328,7 +373,9 @@ def find_adapter(name: str) -> Adapter:
     if Path(name).is_dir():
         return open_adapter(open_run(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RunError(f"{name}: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id.")
+        raise RunError(
+            f"{name}: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id."
+        )
     return download_adapter(name)
 
 
@@ -344,7 +391,9 @@ def open_adapter(run: Run) -> Adapter:
     trained = environment["base"]
     base = resolve_base(recipe.trl["model_name_or_path"], trained["revision"])
     if base.weights != trained["weights"]:
-        raise RunError(f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on.")
+        raise RunError(
+            f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on."
+        )
     settings = choose_settings(recipe, manifest)
     quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
     tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}
@@ -375,7 +424,9 @@ def download_adapter(name: str, revision: str | None = None) -> Adapter:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     for file in files:
         if not (folder / file).is_file():
-            raise RunError(f"{name}: no {file} in this repository. Expected an adapter that this project published.")
+            raise RunError(
+                f"{name}: no {file} in this repository. Expected an adapter that this project published."
+            )
     config, results = read_json(folder / "adapter_config.json"), read_json(folder / "results.json")
     try:
         base_name, revision = config["base_model_name_or_path"], config["revision"]
@@ -383,11 +434,17 @@ def download_adapter(name: str, revision: str | None = None) -> Adapter:
         settings, quantization = GenerationSettings(**results["generation"]), results["quantization"]
         tokens = results["tokens"]
     except (KeyError, TypeError) as error:
-        raise RunError(f"{name}: its results.json or adapter_config.json is not of this project's making ({error}).") from None
+        raise RunError(
+            f"{name}: its results.json or adapter_config.json is not of this project's making ({error})."
+        ) from None
     if prompt != TEMPLATE:
-        raise RunError(f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json.")
+        raise RunError(
+            f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json."
+        )
     if sha256 != hash_file(folder / "adapter_model.safetensors"):
-        raise RunError(f"{name}: its weights are not those that its results.json was made with (the SHA-256 differs).")
+        raise RunError(
+            f"{name}: its weights are not those that its results.json was made with (the SHA-256 differs)."
+        )
     if fault := find_config_fault(folder / "adapter_config.json", results):
         raise RunError(f"{name}: its adapter_config.json {fault}.")
     try:
@@ -427,7 +484,15 @@ def rewrite_texts(
     label = "generating" if tuned else "few-shot base" if shots else "untuned base"
     files = adapter.describe() if tuned else None
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
-    asked = [files, adapter.base.weights, adapter.quantization, rewriter.settings.describe(), TEMPLATE, solved, list(texts)]
+    asked = [
+        files,
+        adapter.base.weights,
+        adapter.quantization,
+        rewriter.settings.describe(),
+        TEMPLATE,
+        solved,
+        list(texts),
+    ]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     begin = time.monotonic()
     rewrites = rewriter.rewrite(texts, label, shots, journal / name)
@@ -445,7 +510,9 @@ def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
     folder, device = adapter.folder if tuned else None, join_processes().device
     with explain_base(adapter.base):
         tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
-        model = load_finetuned(adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter)
+        model = load_finetuned(
+            adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
     return Rewriter(model, tokenizer, adapter.settings)
@@ -468,5 +535,7 @@ def explain_base(base: Base) -> Iterator[None]:
         try:
             yield
         except (OSError, RecipeError):
-            HfApi().model_info(base.name, revision=base.revision)  # transformers does not tell that the Hub failed
+            HfApi().model_info(
+                base.name, revision=base.revision
+            )  # transformers does not tell that the Hub failed
             raise

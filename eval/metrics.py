@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.lexicon import find_listed, hash_lexicon
 from sft.data import normalise
+from sft.lexicon import find_listed, hash_lexicon
 
 if TYPE_CHECKING:
     from eval.toxicity import ToxicityModel

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.lexicon import WORD, normalise_word
 from eval.results import GENERATED, Results
 from eval.stress import SWEARING
 from eval.tables import (
@@ -20,6 +19,7 @@ from eval.tables import (
     tabulate_systems,
     tabulate_unrewritten,
 )
+from sft.lexicon import WORD, normalise_word
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 PLOTS = {

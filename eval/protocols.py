@@ -17,9 +17,9 @@ import numpy as np
 from eval.metrics import Score, average_neighbours, compute_chrf, score_mean
 from eval.results import ProtocolScores
 from eval.systems import BESIDE, describe_beside_people, take_apart
+from sft.command import InputError
 from sft.data import Example
 from sft.hub import explain_errors
-from sft.command import InputError
 
 # Labels, with "-" and "_" as spaces.
 NEUTRAL = ("neutral", "non toxic", "not toxic", "nontoxic", "clean")

@@ -9,10 +9,10 @@ from eval.results import GENERATED, RESULTS, OtherSchema, Results, read_results
 from eval.scoring import Evaluation, complete_outputs, score_outputs, score_unrewritten
 from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
-from sft.data import Example
-from sft.splits import hash_examples
 from sft.command import Refusal, RunError
+from sft.data import Example
 from sft.run_dir import Run
+from sft.splits import hash_examples
 from sft.storage import hash_file, read_json_lines
 
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.results import Data
-from sft.splits import find_leaks, hash_examples
+from sft.command import Refusal, RunError, count
 from sft.data import Corpus, Example, clean_text, read_corpus
 from sft.files import DataError, Source, check_delimited, decode_file, describe_absence, open_text
-from sft.command import count
-from sft.schema import DataConfig
-from sft.command import Refusal, RunError
 from sft.run_dir import Run
+from sft.schema import DataConfig
+from sft.splits import Links, find_leaks, hash_examples
 from sft.storage import hash_file
-from sft.splits import Links
 
 UNREWRITTEN_COLUMNS = (
     "INPUT:toxic_comment",

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.files import SUFFIXES, decode_file, describe_absence, is_unicode, read_json_rows, read_table
+from sft.command import InputError, count, run_command
 from sft.data import Example, clean_text, normalise, read_corpus
-from sft.command import count
-from sft.splits import hash_examples
+from sft.files import SUFFIXES, decode_file, describe_absence, is_unicode, read_json_rows, read_table
 from sft.schema import DataConfig
-from sft.command import InputError, run_command
+from sft.splits import Links, hash_examples
 from sft.storage import hash_file
-from sft.splits import Links
 
 if TYPE_CHECKING:
     from eval.results import FileResults

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft.lexicon import delete_listed, find_listed
 from eval.metrics import Score, score_unreferenced
 from eval.protocols import Sentences, describe_protocols, score_protocols
 from eval.results import (
@@ -30,6 +29,7 @@ from eval.stress import judge_outputs
 from eval.systems import SystemScores, describe_beside_people, describe_systems, score_ceiling, score_systems
 from eval.toxicity import ToxicityModel, fit_toxicity
 from sft.data import Example
+from sft.lexicon import delete_listed, find_listed
 from sft.prompt import TEMPLATE
 from sft.schema import EvalConfig
 

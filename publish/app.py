@@ -32,7 +32,9 @@ def mark_differences(text: str, rewrite: str) -> list[tuple[str, str | None]]:
     """Return the words of both in order, each run of them as "removed", "added", or None where both have it."""
     before, after = text.split(), rewrite.split()
     marked: list[tuple[str, str | None]] = []
-    for kind, first, last, start, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+    for kind, first, last, start, end in difflib.SequenceMatcher(
+        None, before, after, autojunk=False
+    ).get_opcodes():
         if kind == "equal":
             marked.append((" ".join(before[first:last]), None))
             continue
@@ -46,7 +48,9 @@ def mark_differences(text: str, rewrite: str) -> list[tuple[str, str | None]]:
 def tabulate_scores(results: Mapping[str, Any]) -> str:
     """Return the scores of results.json as a Markdown table, each with its 95 % interval."""
     lines = [f"| | {' | '.join(COLUMNS.values())} |", f"|---|{'---:|' * len(COLUMNS)}"]
-    systems = {label: results["systems"][system] for system, label in LABELS.items() if system in results["systems"]}
+    systems = {
+        label: results["systems"][system] for system, label in LABELS.items() if system in results["systems"]
+    }
     if ceiling := results.get("ceiling"):
         # People's rewrites are held against fewer references, which lowers scores: so is the adapter in the line below.
         systems[f"people, on {ceiling['rows']:,} sentences"] = ceiling["systems"]["human"]
@@ -95,22 +99,38 @@ def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, 
         if not text:
             return "", [], "Type a sentence first, or choose one below."
         if len(text) > LONGEST:
-            return "", [], f"Found {len(text):,} characters, expected at most {LONGEST}. Give a sentence or two at a time."
+            return (
+                "",
+                [],
+                f"Found {len(text):,} characters, expected at most {LONGEST}. Give a sentence or two at a time.",
+            )
         found = rewrite(text)
-        note = "The same words as before." if found.split() == text.split() else "The answer is empty." if not found else ""
+        note = (
+            "The same words as before."
+            if found.split() == text.split()
+            else "The answer is empty."
+            if not found
+            else ""
+        )
         return found, mark_differences(text, found), note
 
     with gr.Blocks(title=title, analytics_enabled=False) as app:
         gr.Markdown(
             f"# {escape(title)}\nRewrites a toxic sentence so that it keeps its meaning and loses its toxicity. It can fail."
         )
-        text = gr.Textbox(label="Sentence", placeholder="what the hell is wrong with this printer", lines=2, elem_id="text")
+        text = gr.Textbox(
+            label="Sentence", placeholder="what the hell is wrong with this printer", lines=2, elem_id="text"
+        )
         button = gr.Button("Rewrite", variant="primary", elem_id="go")
         note = gr.Markdown(elem_id="note")
         found = gr.Textbox(label="Rewritten", lines=2, interactive=False, elem_id="rewritten")
         colours = {"removed": "#f4a3a3", "added": "#9fd8a4"}
         changed = gr.HighlightedText(
-            label="What has changed", combine_adjacent=False, show_legend=True, color_map=colours, elem_id="changed"
+            label="What has changed",
+            combine_adjacent=False,
+            show_legend=True,
+            color_map=colours,
+            elem_id="changed",
         )
         gr.Examples([[example] for example in EXAMPLES], inputs=[text])
         if results:
@@ -161,7 +181,9 @@ def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
     generation = results["generation"]
 
     def rewrite(text: str) -> str:
-        inputs = tokenizer(results["prompt"].format(text=text), return_tensors="pt", split_special_tokens=True).to(model.device)
+        inputs = tokenizer(
+            results["prompt"].format(text=text), return_tensors="pt", split_special_tokens=True
+        ).to(model.device)
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
@@ -169,7 +191,9 @@ def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
                 num_beams=generation["num_beams"],
                 do_sample=False,
             )
-        return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+        return str(
+            tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ).strip()
 
     return rewrite, results
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.lexicon import WORD, find_listed, normalise_word
 from eval.report import choose_samples, escape_markdown, format_samples
 from eval.results import GENERATED, ProtocolScores, Scores, Unrewritten, parse_part
 from eval.tables import (
@@ -20,17 +19,19 @@ from eval.tables import (
     tabulate_systems,
     tabulate_unrewritten,
 )
+from sft.command import Refusal, count
 from sft.data import clean_text
-from sft.command import count
+from sft.lexicon import WORD, find_listed, normalise_word
 from sft.prompt import format_prompt
-from sft.command import Refusal
 
 if TYPE_CHECKING:
     import jinja2
 
 BEGIN = "<!-- generated from here on: what is written above or below is kept -->"
 END = "<!-- generated up to here -->"
-KEYS = re.compile(r"\s*<!-- metadata keys set here: (.*) -->")  # follows BEGIN; what a later card no longer sets is dropped
+KEYS = re.compile(
+    r"\s*<!-- metadata keys set here: (.*) -->"
+)  # follows BEGIN; what a later card no longer sets is dropped
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 BLOOM_LICENSE = Path(__file__).parent / "bigscience-bloom-rail-1.0.txt"  # as BigScience has published it
 LICENSED = "This adapter is licensed under "  # by which a LICENSE file is known as one of ours
@@ -41,8 +42,16 @@ SETTINGS = (
     "bf16", "fp16", "seed",
 )  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
-EXAMPLES = ("disguised swearing", "shouting", "clean sentences")  # groups of eval/stress.py whose first case is shown
-SCORED = {"copy": "copying the input scores", "delete": "cutting its listed words", "base": "the untuned base"}
+EXAMPLES = (
+    "disguised swearing",
+    "shouting",
+    "clean sentences",
+)  # groups of eval/stress.py whose first case is shown
+SCORED = {
+    "copy": "copying the input scores",
+    "delete": "cutting its listed words",
+    "base": "the untuned base",
+}
 SLICED = ("copy", "delete")
 WITH_INTERVAL = ("bleu", "toxicity", "joint")  # in the table; with all of them it would be too wide to read
 METRICS = LABELS | {
@@ -106,7 +115,10 @@ def render_card(facts: CardFacts) -> str:
     if faults := find_metadata_faults(keys):
         raise Refusal("the Hub would refuse the card's metadata: " + "; ".join(faults))
     samples = [
-        [mask_listed(text, facts.lexicon) for text in (line["toxic"], line["prediction"], line["references"][0])]
+        [
+            mask_listed(text, facts.lexicon)
+            for text in (line["toxic"], line["prediction"], line["references"][0])
+        ]
         for line in choose_samples(facts.predictions, 5)
     ]
     name = re.sub(r"[^\w.-]+", "-", facts.name)
@@ -123,7 +135,9 @@ def render_card(facts: CardFacts) -> str:
         environment=facts.environment,
         hardware=name_hardware(facts.environment["hardware"]),
         format_grams=format_grams,
-        settings={key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None},
+        settings={
+            key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None
+        },
         scores_prompt=facts.recipe["completion_only_loss"] is False,
         example=next(iter(choose_examples(results, facts.lexicon)), None),
         samples=samples,
@@ -141,7 +155,11 @@ def load_template() -> "jinja2.Template":
     import jinja2
 
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     environment.filters["md"] = escape_markdown
     environment.filters["count"] = count
@@ -160,7 +178,10 @@ def describe_scores(results: Mapping[str, Any]) -> dict[str, Any]:
         "table": tabulate_scores(results),
         "differences": describe_differences(scores),
         "intervals": results["intervals"],
-        "signatures": {label: scores.systems["adapter"][key].signature for key, label in name_metrics(scores.systems).items()},
+        "signatures": {
+            label: scores.systems["adapter"][key].signature
+            for key, label in name_metrics(scores.systems).items()
+        },
         "slices": tabulate_slices(results),
         "protocols": [(part, tabulate_protocol(part)) for part in protocols],
         "unrewritten": tabulate_unrewritten(unrewritten) if unrewritten else [],
@@ -175,7 +196,9 @@ def read_scores(results: Mapping[str, Any]) -> Scores:
 def render_scores(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the blocks `headline` and `results` of the card that belongs to a results.json."""
     template, facts = load_template(), describe_scores(results)
-    return {name: "".join(template.blocks[name](template.new_context(facts))) for name in ("headline", "results")}
+    return {
+        name: "".join(template.blocks[name](template.new_context(facts))) for name in ("headline", "results")
+    }
 
 
 def mask_listed(text: str, lexicon: Collection[str]) -> str:
@@ -194,7 +217,9 @@ def choose_examples(results: Mapping[str, Any], lexicon: Collection[str]) -> lis
     """
     groups = [group for name in EXAMPLES for group in results["stress"] if group["group"] == name]
     cases = [[(clean_text(case["text"]), case["output"]) for case in group["cases"]] for group in groups]
-    harmless = [[pair for pair in pairs if not any(find_listed(text, lexicon) for text in pair)] for pairs in cases]
+    harmless = [
+        [pair for pair in pairs if not any(find_listed(text, lexicon) for text in pair)] for pairs in cases
+    ]
     return [pairs[0] for pairs in (harmless if any(harmless) else cases) if pairs]
 
 
@@ -202,7 +227,11 @@ def write_samples(facts: CardFacts) -> str:
     """Return samples.md with the listed words masked, as on the card; the run's own has them in full."""
     lines = []
     for line in facts.predictions:
-        texts = {name: mask_listed(line[name], facts.lexicon) for name in ("toxic", "prediction", *GENERATED) if name in line}
+        texts = {
+            name: mask_listed(line[name], facts.lexicon)
+            for name in ("toxic", "prediction", *GENERATED)
+            if name in line
+        }
         references = [mask_listed(reference, facts.lexicon) for reference in line["references"]]
         lines.append({**line, **texts, "references": references})
     text = format_samples(lines, facts.recipe["eval"]["samples"], facts.results["data"]["source"])
@@ -216,7 +245,10 @@ def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [["system", *labels.values()]]
     for label, scores in tabulate_systems(scored).items():
         cells = [
-            format_interval(key, scores[key]) if key in WITH_INTERVAL else format_value(key, scores[key].value) for key in labels
+            format_interval(key, scores[key])
+            if key in WITH_INTERVAL
+            else format_value(key, scores[key].value)
+            for key in labels
         ]
         rows.append([label, *cells])
     return rows
@@ -230,7 +262,9 @@ def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
     for part in slices:
         bleu = {name: scores["bleu"] for name, scores in part.systems.items()}
         beside = [format_value("bleu", bleu[name].value) if name in bleu else "" for name in names]
-        rows.append([f"{part.by}: {part.slice}", f"{part.rows:,}", format_interval("bleu", bleu["adapter"]), *beside])
+        rows.append(
+            [f"{part.by}: {part.slice}", f"{part.rows:,}", format_interval("bleu", bleu["adapter"]), *beside]
+        )
     return rows
 
 
@@ -251,13 +285,21 @@ def write_license(facts: CardFacts) -> str | None:
     lines = [f"{LICENSED}{license}."]
     full = has_license_text(license)
     if license in LICENSES:
-        lines.append(f"The licence's full text, which is the one that counts: {'below, and ' if full else ''}{LICENSES[license]}")
+        lines.append(
+            f"The licence's full text, which is the one that counts: {'below, and ' if full else ''}{LICENSES[license]}"
+        )
     if is_rail(license):
         weights = (
-            "The folder merged/ holds its base's weights, changed by it." if facts.merged else "Its base's weights are not here."
+            "The folder merged/ holds its base's weights, changed by it."
+            if facts.merged
+            else "Its base's weights are not here."
         )
         lines += ["", *RAIL_DUTIES, "", weights]
-        lines += ["", "-" * 80, "", BLOOM_LICENSE.read_text(encoding="utf-8").rstrip()] if full else ["", *RAIL_IN_SHORT]
+        lines += (
+            ["", "-" * 80, "", BLOOM_LICENSE.read_text(encoding="utf-8").rstrip()]
+            if full
+            else ["", *RAIL_IN_SHORT]
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -321,7 +363,9 @@ def build_metadata(facts: CardFacts) -> str:
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
     if examples := choose_examples(results, facts.lexicon):
-        extra["widget"] = [{"text": format_prompt(text), "output": {"text": output}} for text, output in examples]
+        extra["widget"] = [
+            {"text": format_prompt(text), "output": {"text": output}} for text, output in examples
+        ]
     if emissions := facts.environment["training"].get("emissions"):
         extra["co2_eq_emissions"] = {
             "emissions": 1000 * emissions["kg_co2eq"],  # grams
@@ -337,7 +381,15 @@ def build_metadata(facts: CardFacts) -> str:
         library_name="peft",
         license=publish["license"],
         pipeline_tag="text-generation",
-        tags=["detoxification", "text-style-transfer", "lora", "qlora", "trl", "sft", "not-for-all-audiences"],
+        tags=[
+            "detoxification",
+            "text-style-transfer",
+            "lora",
+            "qlora",
+            "trl",
+            "sft",
+            "not-for-all-audiences",
+        ],
         model_name=facts.name,
         eval_results=evaluations,
         **extra,
@@ -361,12 +413,19 @@ def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:
             faults.append(f"{key}: found {name!r}, expected the id of a Hub repository")
     license = metadata.get("license")
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(license)):
-        faults.append(f"license: found {license!r}, expected a licence id such as apache-2.0. Name it as publish.license")
+        faults.append(
+            f"license: found {license!r}, expected a licence id such as apache-2.0. Name it as publish.license"
+        )
     widget = metadata.get("widget", [])
-    if not isinstance(widget, list) or not all(isinstance(item, dict) and isinstance(item.get("text"), str) for item in widget):
+    if not isinstance(widget, list) or not all(
+        isinstance(item, dict) and isinstance(item.get("text"), str) for item in widget
+    ):
         faults.append("widget: expected a list of mappings, each with a text")
     for result in (result for model in metadata.get("model-index", []) for result in model["results"]):
-        if not all(isinstance(result["dataset"].get(key, ""), str) for key in ("name", "type", "config", "split", "revision")):
+        if not all(
+            isinstance(result["dataset"].get(key, ""), str)
+            for key in ("name", "type", "config", "split", "revision")
+        ):
             faults.append("model-index: expected text for each key of a data set")
         if not all(isinstance(metric["value"], int | float) for metric in result["metrics"]):
             faults.append("model-index: expected a number for each metric")
@@ -377,11 +436,15 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     """Return a card's metadata and its text."""
     import yaml
 
-    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text.replace("\r\n", "\n").lstrip("\ufeff"), re.DOTALL)
+    match = re.match(
+        r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text.replace("\r\n", "\n").lstrip("\ufeff"), re.DOTALL
+    )
     if not match:
         return {}, text
     metadata = yaml.safe_load(match[1])
-    return metadata if isinstance(metadata, dict) else {}, text.replace("\r\n", "\n").lstrip("\ufeff")[match.end() :]
+    return metadata if isinstance(metadata, dict) else {}, text.replace("\r\n", "\n").lstrip("\ufeff")[
+        match.end() :
+    ]
 
 
 def tells_of_merged(card: str | None) -> bool:
@@ -403,7 +466,9 @@ def merge_card(ours: str, theirs: str) -> str:
     try:
         foreign, text = split_card(theirs)
     except yaml.YAMLError:
-        raise Refusal("README.md on the Hub: its metadata is no YAML. Mend it there, and push again.") from None
+        raise Refusal(
+            "README.md on the Hub: its metadata is no YAML. Mend it there, and push again."
+        ) from None
     if (text.count(BEGIN), text.count(END)) not in ((0, 0), (1, 1)) or text.find(BEGIN) > text.find(END):
         raise Refusal(
             f"README.md on the Hub: expected both {BEGIN!r} and {END!r} once, in this order, or neither. Mend it there."

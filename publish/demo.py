@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from publish.card import BEGIN, END, split_card
 from publish.plan import describe_files
-from publish.push import Remote, Target, call_again, check_online, connect, explain_failure, list_errors, plan_push, push
+from publish.push import (
+    Remote,
+    Target,
+    call_again,
+    check_online,
+    connect,
+    explain_failure,
+    list_errors,
+    plan_push,
+    push,
+)
 from publish.run import check_repo_id, describe_push
 from publish.scan import refuse_private
 from sft.command import InputError, Refusal, parse_count, run_command
@@ -50,13 +60,23 @@ def main() -> None:
         "With --space, plan the same page as a Gradio Space, and with --push, commit it. "
         "Exit status: 0 done, 2 bad input, 3 refused by a check, 4 the Hub failed.",
     )
-    parser.add_argument("adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 for other machines too")
+    parser.add_argument(
+        "adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 for other machines too"
+    )
     parser.add_argument("--port", type=parse_count, default=7860)
-    parser.add_argument("--space", metavar="OWNER/NAME", help="plan a Space for a published adapter instead of serving a page")
+    parser.add_argument(
+        "--space", metavar="OWNER/NAME", help="plan a Space for a published adapter instead of serving a page"
+    )
     parser.add_argument("--push", action="store_true", help="with --space: send it")
-    parser.add_argument("--public", action="store_true", help="with --space: make a new Space public (default: private)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: the page's address, or the Space's plan")
+    parser.add_argument(
+        "--public", action="store_true", help="with --space: make a new Space public (default: private)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: the page's address, or the Space's plan"
+    )
     arguments = parser.parse_args()
     if arguments.push and not arguments.space:
         parser.error("--push needs --space OWNER/NAME")
@@ -71,12 +91,18 @@ def serve(arguments: argparse.Namespace) -> None:
     try:
         from publish.app import build_app
     except ImportError as error:
-        raise InputError(f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'") from None
+        raise InputError(
+            f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'"
+        ) from None
     from eval.generate import find_adapter, load_rewriter
 
     adapter = find_adapter(arguments.adapter)
     rewriter = load_rewriter(adapter)
-    app = build_app(lambda text: rewriter.rewrite([text])[0], find_results(arguments.adapter, adapter.folder), arguments.adapter)
+    app = build_app(
+        lambda text: rewriter.rewrite([text])[0],
+        find_results(arguments.adapter, adapter.folder),
+        arguments.adapter,
+    )
     where = {"server_name": arguments.host, "server_port": arguments.port, "inbrowser": False}
     try:
         _, address, _ = app.launch(**where, quiet=arguments.json, prevent_thread_lock=arguments.json)
@@ -101,7 +127,12 @@ def build_space(adapter: str, results: dict[str, Any], license: str | None, titl
     base = results["base"]
     if base["revision"] is None:
         raise InputError(f"{adapter}: its base, {base['name']}, is not on the Hub, so a Space can't load it.")
-    values = {"title": title, "adapter": adapter, "base": base["name"], "license": f"license: {license}\n" if license else ""}
+    values = {
+        "title": title,
+        "adapter": adapter,
+        "base": base["name"],
+        "license": f"license: {license}\n" if license else "",
+    }
     card = SPACE_CARD.format(gradio=importlib.metadata.version("gradio"), begin=BEGIN, end=END, **values)
     source = APP.read_text(encoding="utf-8")
     app = source.replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
@@ -118,21 +149,34 @@ def publish_space(arguments: argparse.Namespace) -> None:
     check_repo_id(arguments.space)
     check_online()
     if Path(arguments.adapter).is_dir():
-        raise InputError(f"{arguments.adapter}: a Space loads its adapter from the Hub. Push the run first, and name its Hub id.")
+        raise InputError(
+            f"{arguments.adapter}: a Space loads its adapter from the Hub. Push the run first, and name its Hub id."
+        )
     try:
         folder = download_adapter(arguments.adapter).folder
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         with explain_errors(arguments.adapter, "adapter"):
-            card = Path(hf_hub_download(arguments.adapter, "README.md", revision=folder.name)).read_text(encoding="utf-8")
-        files = build_space(arguments.adapter, results, split_card(card)[0].get("license"), arguments.space.partition("/")[2])
+            card = Path(hf_hub_download(arguments.adapter, "README.md", revision=folder.name)).read_text(
+                encoding="utf-8"
+            )
+        files = build_space(
+            arguments.adapter, results, split_card(card)[0].get("license"), arguments.space.partition("/")[2]
+        )
     except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'") from None
+        raise InputError(
+            f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'"
+        ) from None
     refuse_private(files, arguments.space.partition("/")[0])
     target = Target(arguments.space, private=False if arguments.public else None, kind="space", sdk="gradio")
     api = connect()
     plan = plan_push(api, files, target)
     secret = find_secret(api, arguments.adapter, target, plan.remote)
-    report: dict[str, Any] = {"files": describe_files(files), "repo_id": arguments.space, "pushed": False, "secret": secret}
+    report: dict[str, Any] = {
+        "files": describe_files(files),
+        "repo_id": arguments.space,
+        "pushed": False,
+        "secret": secret,
+    }
     report |= plan.describe()
     if not arguments.json:
         plan.print(target)
@@ -144,7 +188,9 @@ def publish_space(arguments: argparse.Namespace) -> None:
         return
     if secret:
         place = f"{api.endpoint}/spaces/{arguments.space}/settings"
-        print(f"{arguments.adapter} is private: set the Space's secret {secret}, a token that may read it, at {place}")
+        print(
+            f"{arguments.adapter} is private: set the Space's secret {secret}, a token that may read it, at {place}"
+        )
     if report["pushed"]:
         print(describe_push(report))
     else:

@@ -39,14 +39,18 @@ def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]
     quiet_libraries()
     adapter = open_adapter(run)
     device = join_processes().device
-    model = load_finetuned(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(torch.bfloat16)
+    model = load_finetuned(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(
+        torch.bfloat16
+    )
     model.config.name_or_path = adapter.base.name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
     tokenizer.save_pretrained(folder)
     del model
-    read_back = AutoModelForCausalLM.from_pretrained(folder, dtype="float32" if device.type == "cpu" else "bfloat16")
+    read_back = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="float32" if device.type == "cpu" else "bfloat16"
+    )
     fuse(read_back)
     rewriter = Rewriter(read_back.to(device).eval(), tokenizer, adapter.settings)
     rewrites = rewriter.rewrite([line["toxic"] for line in predictions], "merged model")

@@ -13,8 +13,8 @@ from eval.recheck import read_evaluation
 from eval.results import RESULTS
 from publish.card import CardFacts, render_card, write_license, write_samples
 from publish.scan import refuse_private
-from sft.recipe import dump_yaml
 from sft.command import Refusal, RunError
+from sft.recipe import dump_yaml
 from sft.run_dir import Run
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
@@ -33,11 +33,15 @@ def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
     results = evaluation.results.to_json()
     evaluate = f"Evaluate again: accelerate launch eval/run.py {run.root}"
     if evaluation.results.adapter.config_sha256 is None:
-        raise RunError(f"{run.eval / RESULTS}: made by a version that did not hash adapter_config.json. {evaluate}")
+        raise RunError(
+            f"{run.eval / RESULTS}: made by a version that did not hash adapter_config.json. {evaluate}"
+        )
     if fault := find_config_fault(run.adapter_config, results):
         raise Refusal(f"{run.adapter_config}: {fault}. {evaluate}")
     if "training" not in environment:
-        raise RunError(f"{run.environment_path}: no record of the training in it; the file was changed after the run.")
+        raise RunError(
+            f"{run.environment_path}: no record of the training in it; the file was changed after the run."
+        )
     recipe = run.recipe
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
@@ -73,7 +77,11 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
 
         folder = run.root / ".merged"
         facts = dataclasses.replace(facts, merged=write_merged(run, folder, facts.predictions))
-        extra = {f"merged/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
+        extra = {
+            f"merged/{path.relative_to(folder).as_posix()}": path
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
     files = {
         run.adapter_config: "adapter_config.json",
         run.adapter_weights: "adapter_model.safetensors",
@@ -81,7 +89,9 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
     } | {run.plots / name: f"plots/{name}" for name in PLOTS}
     for source in files:
         if not source.is_file():
-            raise RunError(f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others.")
+            raise RunError(
+                f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others."
+            )
     contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
     contents["samples.md"] = write_samples(facts).encode()
     contents |= {name: source.read_bytes() for source, name in files.items()}

@@ -117,7 +117,11 @@ def wait_between(tries: int = TRIES) -> Iterator[int]:
 def tell_retry(error: Exception, number: int, tries: int = TRIES) -> None:
     """Say why a try is followed by another one; the last one is not."""
     if number < tries - 1:
-        why = "others committed in between" if find_status(error) == HEAD_MOVED else "the Hub fails, or can't be reached"
+        why = (
+            "others committed in between"
+            if find_status(error) == HEAD_MOVED
+            else "the Hub fails, or can't be reached"
+        )
         print(f"{why}: trying again ({number + 2} of {tries})", file=sys.stderr)
 
 
@@ -168,7 +172,9 @@ def check_login(api: "HfApi", target: Target) -> None:
 
     check_online()
     if not (api.token or get_token()):
-        raise HubFailure("there is no token. Log in with `hf auth login`, or set HF_TOKEN, with write access. Nothing was sent.")
+        raise HubFailure(
+            "there is no token. Log in with `hf auth login`, or set HF_TOKEN, with write access. Nothing was sent."
+        )
     try:
         call_again(api.whoami)
     except list_errors() as error:
@@ -184,7 +190,9 @@ def check_online() -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise HubFailure("HF_HUB_OFFLINE is set, which forbids every request. Unset it and run the same command again.")
+        raise HubFailure(
+            "HF_HUB_OFFLINE is set, which forbids every request. Unset it and run the same command again."
+        )
 
 
 def read_remote(api: "HfApi", target: Target, revision: str | None = None, tries: int = TRIES) -> Remote:
@@ -204,7 +212,11 @@ def read_remote(api: "HfApi", target: Target, revision: str | None = None, tries
     except RevisionNotFoundError:
         return Remote(None, exists=True, private=info.private, tags=tags)
     entries = call_again(lambda: list(api.list_repo_tree(**where, revision=commit, recursive=True)))
-    files = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries if isinstance(entry, RepoFile)}
+    files = {
+        entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    }
     card = read_text(api, target, "README.md", commit) if "README.md" in files else None
     own = {name for name in files if MERGED.fullmatch(name) and tells_of_merged(card)}
     if "LICENSE" in files and read_text(api, target, "LICENSE", commit).startswith(LICENSED):
@@ -213,7 +225,9 @@ def read_remote(api: "HfApi", target: Target, revision: str | None = None, tries
 
 
 def read_text(api: "HfApi", target: Target, name: str, commit: str) -> str:
-    path = call_again(lambda: api.hf_hub_download(target.repo_id, name, repo_type=target.kind, revision=commit))
+    path = call_again(
+        lambda: api.hf_hub_download(target.repo_id, name, repo_type=target.kind, revision=commit)
+    )
     return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
@@ -235,7 +249,11 @@ def merge_files(files: Mapping[str, bytes], remote: Remote) -> dict[str, bytes]:
 def list_changes(files: Mapping[str, bytes], remote: Remote) -> tuple[Change, ...]:
     there = remote.files or {}
     changes = [
-        Change(name, len(content), "new" if name not in there else "unchanged" if is_same(content, there[name]) else "changed")
+        Change(
+            name,
+            len(content),
+            "new" if name not in there else "unchanged" if is_same(content, there[name]) else "changed",
+        )
         for name, content in files.items()
     ]
     changes += [Change(name, 0, "removed") for name in remote.own - files.keys()]
@@ -268,7 +286,11 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """Return it for other programs."""
         changes = [dataclasses.asdict(change) for change in self.changes]
-        return {"head": self.remote.commit, "changes": changes, "card_diff": diff_card(self.files, self.remote)}
+        return {
+            "head": self.remote.commit,
+            "changes": changes,
+            "card_diff": diff_card(self.files, self.remote),
+        }
 
     def print(self, target: Target) -> None:
         from rich.console import Console
@@ -340,16 +362,24 @@ def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -
     """
     check_login(api, target)
     plan_push(api, files, target)
-    mark = f"push {uuid.uuid4()}"  # in the commit's description: by it a commit is known whose answer was lost
+    mark = (
+        f"push {uuid.uuid4()}"  # in the commit's description: by it a commit is known whose answer was lost
+    )
     sent, state, error = None, AS_BEFORE, None
     try:
         for number in wait_between():
             remote = read_remote(api, target)
-            landed = find_commit(api, target, mark, files) if remote.exists and (sent or target.pull_request) else None
+            landed = (
+                find_commit(api, target, mark, files)
+                if remote.exists and (sent or target.pull_request)
+                else None
+            )
             if landed and sent:
                 return finish(api, sent, target, landed)
             if landed:  # in a pull request that is open already
-                return finish(api, make_plan(files, read_remote(api, target, landed)), target, landed, committed=False)
+                return finish(
+                    api, make_plan(files, read_remote(api, target, landed)), target, landed, committed=False
+                )
             state = AS_BEFORE
             plan = make_plan(files, remote)
             if remote.commit and not differ(plan.changes):
@@ -390,10 +420,16 @@ def create_place(api: "HfApi", target: Target, remote: Remote) -> None:
     if not remote.exists:
         private = target.private if target.private is not None else target.private_if_new
         call_again(
-            lambda: api.create_repo(target.repo_id, repo_type=target.kind, private=private, exist_ok=True, space_sdk=target.sdk)
+            lambda: api.create_repo(
+                target.repo_id, repo_type=target.kind, private=private, exist_ok=True, space_sdk=target.sdk
+            )
         )
     if target.revision != "main":
-        call_again(lambda: api.create_branch(target.repo_id, repo_type=target.kind, branch=target.revision, exist_ok=True))
+        call_again(
+            lambda: api.create_branch(
+                target.repo_id, repo_type=target.kind, branch=target.revision, exist_ok=True
+            )
+        )
 
 
 def send_commit(api: "HfApi", plan: Plan, target: Target, title: str, mark: str) -> str:
@@ -427,7 +463,9 @@ def find_commit(api: "HfApi", target: Target, mark: str, files: Mapping[str, byt
     still_open = {
         discussion.git_reference
         for discussion in call_again(
-            lambda: list(api.get_repo_discussions(**where, discussion_type="pull_request", discussion_status="open"))
+            lambda: list(
+                api.get_repo_discussions(**where, discussion_type="pull_request", discussion_status="open")
+            )
         )
     }
     for ref in refs.pull_requests or ():
@@ -462,7 +500,9 @@ def set_tag(api: "HfApi", target: Target, commit: str) -> None:
     assert target.tag is not None
     try:
         call_again(
-            lambda: api.create_tag(target.repo_id, repo_type=target.kind, tag=target.tag or "", revision=commit, exist_ok=True)
+            lambda: api.create_tag(
+                target.repo_id, repo_type=target.kind, tag=target.tag or "", revision=commit, exist_ok=True
+            )
         )
         refs = call_again(lambda: api.list_repo_refs(target.repo_id, repo_type=target.kind))
     except list_errors() as error:

@@ -11,8 +11,8 @@ from eval.report import print_report
 from eval.results import RESULTS, Results
 from publish.plan import describe_files, print_plan, write_publish_folder
 from publish.push import TRIES, HubFailure, Target, connect, plan_push, push
-from sft.hub import first_line
 from sft.command import InputError, run_command
+from sft.hub import first_line
 from sft.run_dir import open_run
 from sft.storage import read_json_lines
 
@@ -24,17 +24,28 @@ def parse_arguments() -> argparse.Namespace:
         "Exit status: 0 done, 2 bad input, 3 refused by a check, 4 the Hub failed.",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished and evaluated run, such as runs/tiny")
-    parser.add_argument("--push", action="store_true", help="send it: one commit, verified; without this nothing is sent")
-    parser.add_argument("--repo_id", help="OWNER/NAME on the Hub (default: the recipe's publish.repo_id)")
-    parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to commit to, made where there is none")
-    parser.add_argument("--pr", action="store_true", help="open a pull request instead of committing to the branch")
     parser.add_argument(
-        "--merged", action="store_true", help="also publish the model merged into 16-bit weights, checked on the test split"
+        "--push", action="store_true", help="send it: one commit, verified; without this nothing is sent"
+    )
+    parser.add_argument("--repo_id", help="OWNER/NAME on the Hub (default: the recipe's publish.repo_id)")
+    parser.add_argument(
+        "--revision", default="main", metavar="BRANCH", help="branch to commit to, made where there is none"
+    )
+    parser.add_argument(
+        "--pr", action="store_true", help="open a pull request instead of committing to the branch"
+    )
+    parser.add_argument(
+        "--merged",
+        action="store_true",
+        help="also publish the model merged into 16-bit weights, checked on the test split",
     )
     parser.add_argument("--tag", help="tag the verified commit, e.g. v1")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
-        "--private", action="store_true", default=None, help="for a new repository (default: as in the recipe)"
+        "--private",
+        action="store_true",
+        default=None,
+        help="for a new repository (default: as in the recipe)",
     )
     visibility.add_argument("--public", dest="private", action="store_false", help="for a new repository")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -50,17 +61,26 @@ def main() -> None:
     settings = run.recipe.publish
     repo_id = arguments.repo_id or settings.repo_id
     if arguments.push and not repo_id:
-        raise InputError("no repository is named. Expected --repo_id OWNER/NAME, or publish.repo_id in the recipe.")
+        raise InputError(
+            "no repository is named. Expected --repo_id OWNER/NAME, or publish.repo_id in the recipe."
+        )
     if repo_id:
         check_repo_id(repo_id)
     paths = write_publish_folder(run, repo_id, arguments.merged)
     files = {path.relative_to(run.publish).as_posix(): path.read_bytes() for path in paths}
     results = Results.from_json(files[RESULTS], run.publish / RESULTS)
-    report: dict[str, Any] = {"folder": str(run.publish), "files": describe_files(files), "repo_id": repo_id, "pushed": False}
+    report: dict[str, Any] = {
+        "folder": str(run.publish),
+        "files": describe_files(files),
+        "repo_id": repo_id,
+        "pushed": False,
+    }
     if not arguments.json:
         print_plan(run, files)
     if repo_id:
-        target = Target(repo_id, arguments.revision, arguments.private, settings.private, arguments.pr, arguments.tag)
+        target = Target(
+            repo_id, arguments.revision, arguments.private, settings.private, arguments.pr, arguments.tag
+        )
         report |= reach_hub(files, target, results, arguments)
     if arguments.json:
         print(json.dumps(report))
@@ -70,7 +90,9 @@ def main() -> None:
         print(describe_push(report))
     else:
         name = repo_id or "OWNER/NAME"
-        print(f"Nothing has left this machine. Send it with: python -m publish.run {run.root} --push --repo_id {name}")
+        print(
+            f"Nothing has left this machine. Send it with: python -m publish.run {run.root} --push --repo_id {name}"
+        )
 
 
 def describe_push(report: Mapping[str, Any]) -> str:
@@ -89,7 +111,9 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f"--repo_id: found {repo_id!r}, expected OWNER/NAME, such as me/{repo_id}.")
 
 
-def reach_hub(files: Mapping[str, bytes], target: Target, results: Results, arguments: argparse.Namespace) -> dict[str, Any]:
+def reach_hub(
+    files: Mapping[str, bytes], target: Target, results: Results, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Compare with the repository, push if asked to, and return what the report says of it.
 
     Without --push a Hub out of reach is no failure: the plan then stands without the comparison.

@@ -40,7 +40,10 @@ def refuse_private(files: Mapping[str, bytes], owner: str | None = None) -> None
         Refusal: with a line for each finding.
     """
     if found := find_private(files, owner):
-        raise Refusal("these files hold what must not leave this machine; nothing was written or sent:\n" + "\n".join(found))
+        raise Refusal(
+            "these files hold what must not leave this machine; nothing was written or sent:\n"
+            + "\n".join(found)
+        )
 
 
 def find_private(files: Mapping[str, bytes], owner: str | None = None) -> list[str]:
@@ -59,7 +62,9 @@ def find_private(files: Mapping[str, bytes], owner: str | None = None) -> list[s
         end = 8 + int.from_bytes(content[:8], "little") if name.endswith(".safetensors") else len(content)
         patterns = SECRETS | own
         if not is_binary and not name.endswith(VOCABULARIES):
-            patterns |= PATHS | ({"a path as a value": WHOLE_VALUE} if name.endswith((".json", ".yaml")) else {})
+            patterns |= PATHS | (
+                {"a path as a value": WHOLE_VALUE} if name.endswith((".json", ".yaml")) else {}
+            )
         text = read_plain(name, content[:end].decode(errors="replace"))
         for what, pattern in patterns.items():
             if match := re.search(pattern, text):

@@ -46,13 +46,17 @@ def download(name: str, revision: str | None) -> Path:
         try:
             info = call_again(lambda: api.repo_info(name, revision=revision))
             if missing := sorted(set(FILES) - {sibling.rfilename for sibling in info.siblings}):
-                raise InputError(f"{name}: no {', '.join(missing)} in it. Expected an adapter that this project published.")
+                raise InputError(
+                    f"{name}: no {', '.join(missing)} in it. Expected an adapter that this project published."
+                )
             for file in FILES:
                 path = call_again(functools.partial(api.hf_hub_download, name, file, revision=info.sha))
         except list_errors() as error:
             if not is_passing(error):
                 raise
-            raise HubFailure(f"{name}: {explain_failure(error, Target(name))} Nothing was verified.") from None
+            raise HubFailure(
+                f"{name}: {explain_failure(error, Target(name))} Nothing was verified."
+            ) from None
     return Path(path).parent
 
 
@@ -96,15 +100,24 @@ def compare(what: str, said: str, found: str) -> Check:
 
 def check_metrics(metadata: Mapping[str, Any], results: Results) -> list[Check]:
     """Compare each metric of the card's metadata with results.json, and look for each that should be there."""
-    entries = [entry for model in metadata.get("model-index") or () for result in model["results"] for entry in result["metrics"]]
+    entries = [
+        entry
+        for model in metadata.get("model-index") or ()
+        for result in model["results"]
+        for entry in result["metrics"]
+    ]
     told: dict[str, list[tuple[Any, str]]] = {}
     for entry in entries:
         told.setdefault(entry["name"], []).append((entry["value"], entry["args"]["signature"]))
-    expected = {name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results.to_json())}
+    expected = {
+        name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results.to_json())
+    }
     checks = []
     for name in expected | told:
         said, found = told.get(name, []), expected.get(name, [])
-        checks.append(Check(f"{name} on the card", describe_metric(said), describe_metric(found), said == found))
+        checks.append(
+            Check(f"{name} on the card", describe_metric(said), describe_metric(found), said == found)
+        )
     return checks
 
 
@@ -129,19 +142,27 @@ def check_text(text: str, results: Results) -> list[Check]:
 def compare_lines(part: str, said: Sequence[str], expected: Sequence[str]) -> Iterator[Check]:
     """Yield a failed check for each cell of a table, and each other line, that differs."""
     said, expected = list(filter(str.strip, said)), list(filter(str.strip, expected))
-    for kind, first, last, start, end in difflib.SequenceMatcher(None, said, expected, autojunk=False).get_opcodes():
+    for kind, first, last, start, end in difflib.SequenceMatcher(
+        None, said, expected, autojunk=False
+    ).get_opcodes():
         if kind == "equal":
             continue
-        for number, (one, other) in enumerate(itertools.zip_longest(said[first:last], expected[start:end], fillvalue=""), start):
+        for number, (one, other) in enumerate(
+            itertools.zip_longest(said[first:last], expected[start:end], fillvalue=""), start
+        ):
             cells, wanted = split_row(one), split_row(other)
             if one.startswith("|") and other.startswith("|") and len(cells) == len(wanted):
-                heads = [row for row, rule in itertools.pairwise(expected[: number + 1]) if rule.startswith("|---")]
+                heads = [
+                    row for row, rule in itertools.pairwise(expected[: number + 1]) if rule.startswith("|---")
+                ]
                 head = split_row(heads[-1]) if heads else []
                 for column, cell, value in itertools.zip_longest(head, cells, wanted, fillvalue=""):
                     if cell != value:
                         yield Check(f"{part}: {column or 'name'} of {wanted[0]}", cell, value, False)
             else:
-                yield Check(f"{part}: {' '.join((other or one).split()[:6])}", *show_difference(one, other), False)
+                yield Check(
+                    f"{part}: {' '.join((other or one).split()[:6])}", *show_difference(one, other), False
+                )
 
 
 def split_row(line: str) -> list[str]:
@@ -172,8 +193,12 @@ def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
     corpus, splits = read_splits(dataclasses.replace(data, source=source, revision=None) if source else data)
     examples = splits["test"]
     if hash_examples(examples) != results.data.sha256:
-        raise Refusal(f"{corpus.source.name}: its test split is not the one that was evaluated (the SHA-256 differs).")
-    rewrites = load_rewriter(download_adapter(name, folder.name)).rewrite([e.toxic for e in examples], "generating")
+        raise Refusal(
+            f"{corpus.source.name}: its test split is not the one that was evaluated (the SHA-256 differs)."
+        )
+    rewrites = load_rewriter(download_adapter(name, folder.name)).rewrite(
+        [e.toxic for e in examples], "generating"
+    )
     found = compute_scores(rewrites, [example.references for example in examples])
     checks = []
     for key, score in found.items():
@@ -200,10 +225,18 @@ def main() -> None:
         description="Download a published adapter and compare its weights, its results.json and its card. "
         "Exit status: 0 all holds, 2 bad input, 3 something does not hold, 4 the Hub failed.",
     )
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of an adapter that publish.run has pushed")
+    parser.add_argument(
+        "repo_id", metavar="REPO_ID", help="OWNER/NAME of an adapter that publish.run has pushed"
+    )
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
-    parser.add_argument("--rerun", action="store_true", help="also make the test split again, rewrite it all, and compare scores")
-    parser.add_argument("--source", metavar="FILE", help="with --rerun: where the data is now, if not where the recipe says")
+    parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="also make the test split again, rewrite it all, and compare scores",
+    )
+    parser.add_argument(
+        "--source", metavar="FILE", help="with --rerun: where the data is now, if not where the recipe says"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     folder = download(arguments.repo_id, arguments.revision)
@@ -217,7 +250,9 @@ def main() -> None:
         raise InputError(f"{arguments.repo_id}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, TemplateError, YAMLError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{arguments.repo_id}: its files are not of this project's making ({problem}).") from None
+        raise InputError(
+            f"{arguments.repo_id}: its files are not of this project's making ({problem})."
+        ) from None
     if arguments.rerun and all(check.holds for check in checks):
         checks += rerun(arguments.repo_id, folder, arguments.source)
     report: dict[str, Any] = {"repo_id": arguments.repo_id, "commit": folder.name}
@@ -226,9 +261,15 @@ def main() -> None:
         print_checks(checks)
     failed = [check.what for check in checks if not check.holds]
     if failed:
-        message = f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers do not hold: {', '.join(failed)}."
+        message = (
+            f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers do not hold: {', '.join(failed)}."
+        )
         raise Refusal(message, report)
-    print(json.dumps(report) if arguments.json else f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers hold.")
+    print(
+        json.dumps(report)
+        if arguments.json
+        else f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers hold."
+    )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,16 @@ import pytest
 
 from sft.storage import PROJECT
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach out; those that need a Hub start their own double
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # no test may reach out; those that need a Hub start their own double
 SHARED = PROJECT.parent / "shared" / "data"
 PARADETOX = SHARED / "paradetox.tsv"
 TINY = PROJECT / "recipes" / "tiny.yaml"
 
-FAULTS_SEEN: list[tuple[str, ...]] = []  # of tests/test_push.py: call, fault, state of the repository, message
+FAULTS_SEEN: list[
+    tuple[str, ...]
+] = []  # of tests/test_push.py: call, fault, state of the repository, message
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -38,7 +42,9 @@ needs_paradetox = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def pretrain() -> ModuleType:
     """The script recipes/bloom-tiny/pretrain.py as a module."""
-    spec = importlib.util.spec_from_file_location("pretrain", PROJECT / "recipes" / "bloom-tiny" / "pretrain.py")
+    spec = importlib.util.spec_from_file_location(
+        "pretrain", PROJECT / "recipes" / "bloom-tiny" / "pretrain.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,7 +59,9 @@ def mini_base(tmp_path_factory: pytest.TempPathFactory, pretrain: ModuleType) ->
 
     folder = tmp_path_factory.mktemp("mini-bloom")
     with (PROJECT / "recipes" / "tiny-corpus.tsv").open(encoding="utf-8", newline="") as stream:
-        rows = itertools.islice(csv.reader(stream, delimiter="\t"), 541)  # the same model however the corpus grows
+        rows = itertools.islice(
+            csv.reader(stream, delimiter="\t"), 541
+        )  # the same model however the corpus grows
         texts = [cell for row in rows for cell in row if cell]
     tokenizer = pretrain.train_tokenizer(texts, 1024)
     torch.manual_seed(0)
@@ -121,7 +129,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory, mini_run: Path, call_main: 
     return mini_run, path
 
 
-def run_python(*arguments: object, env: dict[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: object, env: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run `python …` in the project's folder, in a process of its own."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

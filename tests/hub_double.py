@@ -79,7 +79,10 @@ class Repo:
     def find(self, revision: str) -> str | None:
         """Return the commit of a branch, tag, full ref or commit."""
         names = (f"refs/heads/{revision}", f"refs/tags/{revision}", revision)
-        return next((self.refs[name] for name in names if name in self.refs), revision if revision in self.history else None)
+        return next(
+            (self.refs[name] for name in names if name in self.refs),
+            revision if revision in self.history else None,
+        )
 
     def pull_requests(self) -> list[str]:
         return [ref for ref in self.refs if ref.startswith("refs/pr/")]
@@ -100,7 +103,9 @@ class HubDouble:
         handler = type("Handler", (HubHandler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
 
     @property
     def url(self) -> str:
@@ -166,7 +171,11 @@ class HubHandler(BaseHTTPRequestHandler):
             fault = self.next_fault(f"{self.command} {path}")
             if fault and fault.how == "write":
                 for repo in self.hub.repos.values():
-                    repo.commit_files("refs/heads/main", repo.files | {"other.txt": b"from another writer"}, "Another writer")
+                    repo.commit_files(
+                        "refs/heads/main",
+                        repo.files | {"other.txt": b"from another writer"},
+                        "Another writer",
+                    )
                 fault = None
         if fault and not fault.late:
             self.fail(fault)
@@ -235,7 +244,9 @@ class HubHandler(BaseHTTPRequestHandler):
             result = handler(kind, repo_id, *(rest if action == "tree" else ["/".join(rest) or "main"]))
         elif match := re.fullmatch(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw_path):
             return self.resolve(KINDS[match[1] or "models"], match[2], unquote(match[3]), unquote(match[4]))
-        elif match := re.fullmatch(r"/(?:(?:datasets|spaces)/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+        elif match := re.fullmatch(
+            r"/(?:(?:datasets|spaces)/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", path
+        ):
             result = self.start_uploads(self.read_json())
         elif match := re.fullmatch(r"/lfs/([0-9a-f]{64})(?:/(\d+))?", path):
             return self.put_blob(match[1], int(match[2]) if match[2] else None)
@@ -243,7 +254,14 @@ class HubHandler(BaseHTTPRequestHandler):
             result = self.finish_upload(self.read_json())
         elif path == "/api/whoami-v2":
             self.need_token()
-            result = {"type": "user", "id": "0", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}}
+            result = {
+                "type": "user",
+                "id": "0",
+                "name": USER,
+                "fullname": USER,
+                "orgs": [],
+                "auth": {"type": "access_token"},
+            }
         elif path == "/api/repos/create":
             result = self.create_repo(self.read_json())
         elif path == "/api/validate-yaml":
@@ -285,7 +303,11 @@ class HubHandler(BaseHTTPRequestHandler):
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         described: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": oid}
         if name.endswith(LFS_SUFFIXES):
-            described["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+            described["lfs"] = {
+                "oid": hashlib.sha256(content).hexdigest(),
+                "size": len(content),
+                "pointerSize": 130,
+            }
         return described
 
     # ---------------------------------------------------------------------------------------------------- reading
@@ -315,15 +337,26 @@ class HubHandler(BaseHTTPRequestHandler):
         prefix = "".join(f"{part}/" for part in folder)
         if prefix and not any(name.startswith(prefix) for name in files):
             raise Answer(404, f"{prefix} does not exist on {revision}", "EntryNotFound")
-        return [self.describe_file(name, content) for name, content in sorted(files.items()) if name.startswith(prefix)]
+        return [
+            self.describe_file(name, content)
+            for name, content in sorted(files.items())
+            if name.startswith(prefix)
+        ]
 
     def post_paths_info(self, kind: str, repo_id: str, revision: str) -> list[dict[str, Any]]:
         wanted = parse_qs(self.body.decode()).get("paths") or self.read_json()["paths"]
-        return [described for described in self.get_tree(kind, repo_id, revision) if described["path"] in wanted]
+        return [
+            described for described in self.get_tree(kind, repo_id, revision) if described["path"] in wanted
+        ]
 
     def get_refs(self, kind: str, repo_id: str, _: str) -> dict[str, Any]:
         repo = self.find_repo(kind, repo_id)
-        groups: dict[str, list[dict[str, str]]] = {"branches": [], "tags": [], "converts": [], "pullRequests": []}
+        groups: dict[str, list[dict[str, str]]] = {
+            "branches": [],
+            "tags": [],
+            "converts": [],
+            "pullRequests": [],
+        }
         places = {"refs/heads/": "branches", "refs/tags/": "tags", "refs/pr/": "pullRequests"}
         for ref, oid in repo.refs.items():
             prefix = next(prefix for prefix in places if ref.startswith(prefix))
@@ -337,7 +370,13 @@ class HubHandler(BaseHTTPRequestHandler):
         oids = oids[: oids.index(self.find_commit(repo, revision)) + 1]
         date = "2026-01-01T00:00:00.000Z"
         return [
-            {"id": oid, "title": repo.titles[oid], "message": repo.messages.get(oid, ""), "date": date, "authors": []}
+            {
+                "id": oid,
+                "title": repo.titles[oid],
+                "message": repo.messages.get(oid, ""),
+                "date": date,
+                "authors": [],
+            }
             for oid in reversed(oids)
         ]
 
@@ -383,7 +422,9 @@ class HubHandler(BaseHTTPRequestHandler):
             raise Answer(409, "You already created this repo", url=url)
         if kind == "space" and self.hub.paid_spaces:
             raise Answer(402, "Payment required: Gradio Spaces need a PRO subscription")
-        self.hub.add_repo(kind, repo_id, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
+        self.hub.add_repo(
+            kind, repo_id, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
+        )
         repo = self.hub.repos[kind, repo_id]
         repo.private = asked.get("private") is True or asked.get("visibility") == "private"
         repo.sdk = asked.get("sdk")
@@ -413,7 +454,11 @@ class HubHandler(BaseHTTPRequestHandler):
             name = file["path"]
             mode = "lfs" if name.endswith(LFS_SUFFIXES) or file["size"] > 10_000_000 else "regular"
             described = self.describe_file(name, there[name]) if name in there else None
-            oid = {"oid": described["lfs"]["oid"] if "lfs" in described else described["oid"]} if described else {}
+            oid = (
+                {"oid": described["lfs"]["oid"] if "lfs" in described else described["oid"]}
+                if described
+                else {}
+            )
             answers.append({"path": name, "uploadMode": mode, "shouldIgnore": False} | oid)
         return {"files": answers}
 
@@ -429,9 +474,14 @@ class HubHandler(BaseHTTPRequestHandler):
             href = f"{self.hub.url}/lfs/{oid}"
             step = self.hub.part_size
             if step and size > step and "multipart" in asked["transfers"]:
-                header = {str(i + 1): f"{href}/{i + 1}" for i in range(-(-size // step))} | {"chunk_size": str(step)}
+                header = {str(i + 1): f"{href}/{i + 1}" for i in range(-(-size // step))} | {
+                    "chunk_size": str(step)
+                }
                 href = f"{self.hub.url}/lfs-complete"
-            actions = {"upload": {"href": href, "header": header}, "verify": {"href": f"{self.hub.url}/lfs-verify"}}
+            actions = {
+                "upload": {"href": href, "header": header},
+                "verify": {"href": f"{self.hub.url}/lfs-verify"},
+            }
             objects.append({"oid": oid, "size": size, "authenticated": True, "actions": actions})
         return {"transfer": "multipart" if self.hub.part_size else "basic", "objects": objects}
 

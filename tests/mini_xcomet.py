@@ -10,7 +10,23 @@ from pathlib import Path
 import numpy as np
 
 SIZE, INNER, LAYERS, HIDDEN, LABELS, LONGEST = 16, 24, 3, (12, 8), 4, 40
-WORDS = ["▁the", "▁a", "▁plan", "▁is", "▁good", "▁bad", "▁day", "▁what", "▁you", "▁idiot", "▁really", "ing", "ed", "ly", "..."]
+WORDS = [
+    "▁the",
+    "▁a",
+    "▁plan",
+    "▁is",
+    "▁good",
+    "▁bad",
+    "▁day",
+    "▁what",
+    "▁you",
+    "▁idiot",
+    "▁really",
+    "ing",
+    "ed",
+    "ly",
+    "...",
+]
 PIECES = [
     ("[PAD]", 3),
     ("[CLS]", 3),
@@ -29,8 +45,17 @@ def list_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from ((f"encoder.model.{name}.LayerNorm.{kind}", (SIZE,)) for kind in ("weight", "bias"))
     for layer in range(LAYERS):
         place = f"encoder.model.encoder.layer.{layer}."
-        parts = ["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj", "attention.output.dense"]
-        linears = [*((part, SIZE, SIZE) for part in parts), ("intermediate.dense", INNER, SIZE), ("output.dense", SIZE, INNER)]
+        parts = [
+            "attention.self.query_proj",
+            "attention.self.key_proj",
+            "attention.self.value_proj",
+            "attention.output.dense",
+        ]
+        linears = [
+            *((part, SIZE, SIZE) for part in parts),
+            ("intermediate.dense", INNER, SIZE),
+            ("output.dense", SIZE, INNER),
+        ]
         for part, outer, inner in linears:
             yield from ((f"{place}{part}.weight", (outer, inner)), (f"{place}{part}.bias", (outer,)))
         for part in ("attention.output", "output"):
@@ -57,7 +82,9 @@ def make_xcomet(checkpoint: Path, encoder: Path) -> None:
     weights = {}
     for number, (name, shape) in enumerate(list_shapes()):
         scale = 0.1 if "bias" in name else 0.4 if "LayerNorm" in name else 1
-        values = scale * np.random.RandomState(number).uniform(-1, 1, shape)  # a stream that numpy keeps as it is
+        values = scale * np.random.RandomState(number).uniform(
+            -1, 1, shape
+        )  # a stream that numpy keeps as it is
         weights[name] = torch.from_numpy(values + ("LayerNorm.weight" in name)).float()
     weights["hidden2tag.bias"] = torch.tensor([3.0, 1.0, -1.5, 0.0])  # all labels occur
     for name in ("dropout_mask", "dropout_fill"):

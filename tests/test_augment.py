@@ -3,14 +3,15 @@
 from collections import Counter
 from dataclasses import replace
 
-
 from sft.augment import find_stand_ins, insert_words, make_training_examples, swap_words
 from sft.data import Example, normalise
 from sft.lexicon import find_listed, fit_lexicon, split_words
 from sft.schema import DataConfig
 
 LEXICON = ("crud", "darn", "heck")
-EXAMPLES = [Example(f"{rude} number {i} is here", (f"number {i} is here",)) for i in range(40) for rude in LEXICON]
+EXAMPLES = [
+    Example(f"{rude} number {i} is here", (f"number {i} is here",)) for i in range(40) for rude in LEXICON
+]
 DATA = DataConfig(source="", swaps=1, inserts=1)
 
 
@@ -54,16 +55,23 @@ def test_inserted_words_are_all_that_is_between_a_source_and_its_rewrite() -> No
     assert pairs == insert_words(EXAMPLES, LEXICON, {}, 1.5, seed=0)
     assert insert_words(EXAMPLES, (), {}, 1, seed=0) == insert_words(EXAMPLES, LEXICON, {}, 0, seed=0) == []
     counts = Counter(
-        word for pair in insert_words(EXAMPLES, LEXICON, {}, 20, seed=0) for word in find_listed(pair.toxic, LEXICON)
+        word
+        for pair in insert_words(EXAMPLES, LEXICON, {}, 20, seed=0)
+        for word in find_listed(pair.toxic, LEXICON)
     )
     assert max(counts.values()) < 1.2 * min(counts.values()), "each word of the list is as frequent"
 
 
 def test_words_that_people_write_for_listed_ones_are_found() -> None:
     examples = [Example(f"i darn you {i}", (f"i know you {i}", f"i know you well {i}")) for i in range(3)]
-    examples += [Example("the heck of it", ("the pain of it",)), Example("crud all over there", ("nothing there at all",))]
+    examples += [
+        Example("the heck of it", ("the pain of it",)),
+        Example("crud all over there", ("nothing there at all",)),
+    ]
     examples += [Example(f"a crud {i} there", (f"a heck {i} there",)) for i in range(3)]
-    assert find_stand_ins(examples, LEXICON) == {"know": ["darn"]}, "once is chance, and a listed word is no better"
+    assert find_stand_ins(examples, LEXICON) == {"know": ["darn"]}, (
+        "once is chance, and a listed word is no better"
+    )
     examples.append(Example("the heck of them", ("the pain of them",)))
     assert find_stand_ins(examples, LEXICON) == {"know": ["darn"], "pain": ["heck"]}
     rare = [*examples, *(Example(f"heck , {i}", (f"{i}",)) for i in range(200))]
@@ -74,15 +82,24 @@ def test_listed_words_are_put_where_people_write_others_for_them() -> None:
     example = Example("x", ("i Know you",))
     sources = {pair.toxic for pair in insert_words([example], LEXICON, {"know": ["darn"]}, 50, seed=0)}
     assert "i darn you" in sources
-    assert all(pair.references == example.references for pair in insert_words([example], LEXICON, {"know": ["darn"]}, 9, seed=0))
+    assert all(
+        pair.references == example.references
+        for pair in insert_words([example], LEXICON, {"know": ["darn"]}, 9, seed=0)
+    )
     assert any("Know" in source for source in sources), "beside the others, too"
 
 
 def test_the_closest_rewrite_is_the_one_with_the_sentences_own_words() -> None:
-    example = Example("darn it , come here now", ("Could you please come over?", "it , come here now", "It, come here"))
+    example = Example(
+        "darn it , come here now", ("Could you please come over?", "it , come here now", "It, come here")
+    )
     splits = {"train": [*EXAMPLES, example], "validation": [], "test": []}
     made = make_training_examples(splits, replace(DATA, closest=True, swaps=0, inserts=0))
-    assert made == {"split": [*EXAMPLES, Example(example.toxic, ("it , come here now",))], "swaps": [], "inserts": []}
+    assert made == {
+        "split": [*EXAMPLES, Example(example.toxic, ("it , come here now",))],
+        "swaps": [],
+        "inserts": [],
+    }
     assert make_training_examples(splits, DataConfig(source=""))["split"] == splits["train"]
 
 

@@ -22,22 +22,53 @@ def find_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_side_by_side(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
-    words = ["--steps", 2, "--warmup", 1, "--repeats", 1, "--held_out", 1, "--data", small_data, "--out", tmp_path / "figures"]
+    words = [
+        "--steps",
+        2,
+        "--warmup",
+        1,
+        "--repeats",
+        1,
+        "--held_out",
+        1,
+        "--data",
+        small_data,
+        "--out",
+        tmp_path / "figures",
+    ]
     words += ["--model_name_or_path", mini_base]
     done = run_python(FOLDER / "train.py", *words, env={"BENCHMARK_WORK": str(tmp_path / "work")})
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures" / "train-tiny-cpu.json").read_text())
     assert figures["failures"] == {}
     assert set(figures["medians"]) == {"this project", "trl sft", "report"}
-    assert all(values["samples_per_second"] > 0 and values["held_out_loss"] > 0 for values in figures["medians"].values())
+    assert all(
+        values["samples_per_second"] > 0 and values["held_out_loss"] > 0
+        for values in figures["medians"].values()
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [([], "-2"), (["--batch_size", 2, "--in_16_bit", "--static_cache"], "-2-batches-of-2-16-bit-static-cache")],
+    [
+        ([], "-2"),
+        (["--batch_size", 2, "--in_16_bit", "--static_cache"], "-2-batches-of-2-16-bit-static-cache"),
+    ],
 )
-def test_generation_side_by_side(options: list[object], name: str, mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
-    words = [mini_run, "--sentences", 2, "--report_sentences", 1, "--repeats", 1, "--out", tmp_path / "figures"]
+def test_generation_side_by_side(
+    options: list[object], name: str, mini_run: Path, mini_base: Path, tmp_path: Path
+) -> None:
+    words = [
+        mini_run,
+        "--sentences",
+        2,
+        "--report_sentences",
+        1,
+        "--repeats",
+        1,
+        "--out",
+        tmp_path / "figures",
+    ]
     words += ["--beams", 2, "--forced_end", *options]
     done = run_python(FOLDER / "generate.py", *words, env={"BENCHMARK_WORK": str(tmp_path / "work")})
     assert done.returncode == 0, done.stderr
@@ -58,13 +89,20 @@ def test_commands_of_all_figures_name_options_that_there_are(tmp_path: Path) -> 
     import gpu
 
     on_cpu = argparse.Namespace(data="x.tsv", run=None, out=tmp_path)
-    on_gpu = argparse.Namespace(data="x.tsv", device="cuda", layers=1, batch=1, steps=6, repeats=1, sentences=8, out=tmp_path)
-    commands = [*cpu.list_commands(on_cpu, tmp_path), *gpu.list_commands(on_gpu, "recipes/bloom-tiny", str(tmp_path))]
+    on_gpu = argparse.Namespace(
+        data="x.tsv", device="cuda", layers=1, batch=1, steps=6, repeats=1, sentences=8, out=tmp_path
+    )
+    commands = [
+        *cpu.list_commands(on_cpu, tmp_path),
+        *gpu.list_commands(on_gpu, "recipes/bloom-tiny", str(tmp_path)),
+    ]
     assert len(commands) == 7 + 10
     for script, *words in commands:
         if script == "sft/run.py":
             data = PROJECT / "recipes" / "tiny-corpus.tsv"
-            load_recipe(words[0], [*(word for word in words[1:] if word != "--overwrite"), "--data.source", str(data)])
+            load_recipe(
+                words[0], [*(word for word in words[1:] if word != "--overwrite"), "--data.source", str(data)]
+            )
             continue
         source = (PROJECT / script).read_text()
         overrides = known_keys() if script.endswith("/train.py") else {}

@@ -27,10 +27,14 @@ PAD = 3
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, after six layers
 
 
-@pytest.fixture(scope="module", params=[4, 6], ids=["4 heads", "6 heads"])  # ALiBi's slopes differ off the powers of two
+@pytest.fixture(
+    scope="module", params=[4, 6], ids=["4 heads", "6 heads"]
+)  # ALiBi's slopes differ off the powers of two
 def plain(request: pytest.FixtureRequest) -> BloomForCausalLM:
     torch.manual_seed(0)
-    config = BloomConfig(vocab_size=97, hidden_size=48, n_layer=6, n_head=request.param, pad_token_id=PAD, eos_token_id=2)
+    config = BloomConfig(
+        vocab_size=97, hidden_size=48, n_layer=6, n_head=request.param, pad_token_id=PAD, eos_token_id=2
+    )
     model = BloomForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # also the biases and norms, which begin as zeros and ones
@@ -102,7 +106,13 @@ def test_no_mask_and_attentions(plain: BloomForCausalLM) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_cache(plain: BloomForCausalLM, beams: int) -> None:
     ids, mask = make_batch("left")
-    options = {"max_new_tokens": 12, "num_beams": beams, "do_sample": False, "pad_token_id": PAD, "use_cache": True}
+    options = {
+        "max_new_tokens": 12,
+        "num_beams": beams,
+        "do_sample": False,
+        "pad_token_id": PAD,
+        "use_cache": True,
+    }
     expected = plain.generate(input_ids=ids, attention_mask=mask, **options)
     assert torch.equal(copy_fused(plain).generate(input_ids=ids, attention_mask=mask, **options), expected)
 
@@ -121,7 +131,9 @@ def test_bfloat16_stays_finite_and_near(plain: BloomForCausalLM) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_masked_row_has_a_softmax_in_powers_of_two(dtype: torch.dtype) -> None:
-    mask = torch.zeros(1, 1, 2, 2).masked_fill_(torch.tensor([[1, 1], [0, 1]]).bool(), torch.finfo(torch.float32).min)
+    mask = torch.zeros(1, 1, 2, 2).masked_fill_(
+        torch.tensor([[1, 1], [0, 1]]).bool(), torch.finfo(torch.float32).min
+    )
     bias = SharedBias().add(torch.full((4, 1, 2), -20.0), mask, torch.zeros(1, 4, 2, 8, dtype=dtype))
     assert bias.dtype == dtype
     assert (bias * math.log2(math.e)).isfinite().all()
@@ -130,7 +142,9 @@ def test_a_masked_row_has_a_softmax_in_powers_of_two(dtype: torch.dtype) -> None
 
 def make_rows() -> list[dict[str, list[int]]]:
     generator = torch.Generator().manual_seed(2)
-    rows = [torch.randint(4, 97, (length,), generator=generator).tolist() for length in (9, 5, 3, 12, 4, 7, 2)]
+    rows = [
+        torch.randint(4, 97, (length,), generator=generator).tolist() for length in (9, 5, 3, 12, 4, 7, 2)
+    ]
     return [{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows]
 
 
@@ -150,9 +164,13 @@ def check_packed_rows(plain: BloomForCausalLM, model: BloomForCausalLM) -> None:
     read_positions(model)
     batch = DataCollatorForLanguageModeling(PAD, return_position_ids=True)(list(packed))
     batch["labels"][batch["attention_mask"] == 0] = -100
-    found = model.transformer(**{key: value for key, value in batch.items() if key != "labels"}).last_hidden_state
+    found = model.transformer(
+        **{key: value for key, value in batch.items() if key != "labels"}
+    ).last_hidden_state
     logits = model.lm_head(found)
-    total = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    total = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+    )
     total.backward()
 
     plain.zero_grad()
@@ -190,7 +208,9 @@ def test_no_text_reaches_its_neighbour(plain: BloomForCausalLM) -> None:
     assert not torch.allclose(after[:, :4], before[:, :4], atol=1e-3)
 
 
-def test_a_model_that_computes_in_slices_is_left_alone(plain: BloomForCausalLM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_computes_in_slices_is_left_alone(
+    plain: BloomForCausalLM, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell_once.cache_clear()
     model = copy.deepcopy(plain)
     model.config.slow_but_exact = True
@@ -209,9 +229,13 @@ def test_dropout_keeps_share_and_mean(dtype: torch.dtype, p: float) -> None:
     output.sum().backward()
     assert torch.equal(ones.grad, output)
     kept = (output != 0).float()
-    assert kept.mean().item() == pytest.approx(1 - p, abs=0.002)  # four standard deviations of a million draws
+    assert kept.mean().item() == pytest.approx(
+        1 - p, abs=0.002
+    )  # four standard deviations of a million draws
     assert output.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=0.003)  # bfloat16 has three digits
-    assert (kept[:, 1:] * kept[:, :-1]).mean().item() == pytest.approx((1 - p) ** 2, abs=0.003)  # neighbours are independent
+    assert (kept[:, 1:] * kept[:, :-1]).mean().item() == pytest.approx(
+        (1 - p) ** 2, abs=0.003
+    )  # neighbours are independent
     torch.manual_seed(0)
     assert torch.equal(dropout(ones), output)
     assert torch.equal(dropout.eval()(ones), ones)
@@ -222,8 +246,18 @@ def read_losses(root: Path) -> torch.Tensor:
 
 
 def test_packing_by_recipe(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:
-    words = ["recipes/tiny.yaml", "--model_name_or_path", mini_base, "--data.source", small_data, "--max_steps", 3]
-    call_main("sft.run", *words, "--packing", "--max_length", 96, "--logging_steps", 1, "--output_dir", tmp_path)
+    words = [
+        "recipes/tiny.yaml",
+        "--model_name_or_path",
+        mini_base,
+        "--data.source",
+        small_data,
+        "--max_steps",
+        3,
+    ]
+    call_main(
+        "sft.run", *words, "--packing", "--max_length", 96, "--logging_steps", 1, "--output_dir", tmp_path
+    )
     assert len(read_losses(tmp_path)) == 3
 
 
@@ -232,8 +266,26 @@ def build_packing_trainer(mini_base: Path, small_data: Path, folder: Path) -> tu
 
     With it come the rows before they were packed.
     """
-    words = ["--model_name_or_path", mini_base, "--data.source", small_data, "--data.swaps", 0, "--data.inserts", 0]
-    words += ["--packing", "true", "--max_length", 200, "--per_device_train_batch_size", 500, "--lora_dropout", 0]
+    words = [
+        "--model_name_or_path",
+        mini_base,
+        "--data.source",
+        small_data,
+        "--data.swaps",
+        0,
+        "--data.inserts",
+        0,
+    ]
+    words += [
+        "--packing",
+        "true",
+        "--max_length",
+        200,
+        "--per_device_train_batch_size",
+        500,
+        "--lora_dropout",
+        0,
+    ]
     words += ["--bf16", "false", "--dtype", "float32", "--use_cpu", "true", "--output_dir", folder]
     preflight = inspect_recipe(str(TINY), [str(word) for word in words])
     model = load_base(preflight.recipe, preflight.base)
@@ -246,7 +298,9 @@ def build_packing_trainer(mini_base: Path, small_data: Path, folder: Path) -> tu
 
 
 @pytest.mark.usefixtures("attention")
-def test_trainers_packed_loss_is_that_of_each_row_alone(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
+def test_trainers_packed_loss_is_that_of_each_row_alone(
+    mini_base: Path, small_data: Path, tmp_path: Path
+) -> None:
     trainer, unpacked = build_packing_trainer(mini_base, small_data, tmp_path)
     (batch,), tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
     assert len(batch["input_ids"]) < len(unpacked.rows) / 2
@@ -264,7 +318,9 @@ def test_trainers_packed_loss_is_that_of_each_row_alone(mini_base: Path, small_d
 
 
 @pytest.mark.usefixtures("attention")
-def test_trainers_packed_loss_does_not_hear_the_neighbour(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
+def test_trainers_packed_loss_does_not_hear_the_neighbour(
+    mini_base: Path, small_data: Path, tmp_path: Path
+) -> None:
     trainer, _ = build_packing_trainer(mini_base, small_data, tmp_path)
     row = next(row for row in trainer.train_dataset if len(row["seq_lengths"]) == 3)
     start, end = row["seq_lengths"][0], sum(row["seq_lengths"][:2])
@@ -277,12 +333,24 @@ def test_trainers_packed_loss_does_not_hear_the_neighbour(mini_base: Path, small
             return float(trainer.compute_loss(trainer.model, batch))
 
     assert compute_loss(changed, others) == pytest.approx(compute_loss(row["input_ids"], others), rel=1e-6)
-    assert compute_loss(changed, row["labels"]) != pytest.approx(compute_loss(row["input_ids"], row["labels"]), rel=1e-3)
+    assert compute_loss(changed, row["labels"]) != pytest.approx(
+        compute_loss(row["input_ids"], row["labels"]), rel=1e-3
+    )
 
 
-def test_loss_curves_of_fast_and_plain_paths_agree(mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path) -> None:
+def test_loss_curves_of_fast_and_plain_paths_agree(
+    mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path
+) -> None:
     """50 steps of QLoRA on the same batches."""
-    words = ["recipes/tiny.yaml", "--model_name_or_path", mini_base, "--data.source", small_data, "--max_steps", 50]
+    words = [
+        "recipes/tiny.yaml",
+        "--model_name_or_path",
+        mini_base,
+        "--data.source",
+        small_data,
+        "--max_steps",
+        50,
+    ]
     words += ["--logging_steps", 1, "--eval_strategy", "no", "--save_strategy", "no", "--lora_dropout", 0]
     for name, extra in {"eager": ["--attn_implementation", "eager"], "sdpa": []}.items():
         call_main("sft.run", *words, "--output_dir", tmp_path / name, *extra)

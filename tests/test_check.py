@@ -23,9 +23,22 @@ def find_faults(*words: object) -> list[str]:
 
 
 def test_faults_of_recipe_data_and_model_are_told_together(mini_base: Path, tmp_path: Path) -> None:
-    words = ["--model_name_or_path", mini_base, "--data.source", tmp_path / "none.tsv", "--lora_q", 3, "--padding_free"]
+    words = [
+        "--model_name_or_path",
+        mini_base,
+        "--data.source",
+        tmp_path / "none.tsv",
+        "--lora_q",
+        3,
+        "--padding_free",
+    ]
     lines = find_faults(*words, "--lora_target_modules", "q_proj")
-    assert [line.partition(":")[0] for line in lines] == ["--lora_q", "--data.source", "--padding_free", "--lora_target_modules"]
+    assert [line.partition(":")[0] for line in lines] == [
+        "--lora_q",
+        "--data.source",
+        "--padding_free",
+        "--lora_target_modules",
+    ]
 
 
 BROKEN = {
@@ -56,7 +69,10 @@ BROKEN = {
         "--pad_token: pad and EOS are both '</s>': with EOS masked as padding, a model never learns to stop. "
         "Name another token of the vocabulary.",
     ),
-    "pad unknown": (["--pad_token", "<nope>"], "--pad_token: found '<nope>', expected a token of MINI's vocabulary."),
+    "pad unknown": (
+        ["--pad_token", "<nope>"],
+        "--pad_token: found '<nope>', expected a token of MINI's vocabulary.",
+    ),
     "LoRA modules": (
         ["--lora_target_modules", "q_proj"],
         "--lora_target_modules: no layer of MINI has the name q_proj. Expected names among dense, dense_4h_to_h, "
@@ -79,7 +95,10 @@ BROKEN = {
         ["--publish.emissions_country", "fr"],
         "--publish.emissions_country: found 'fr', expected a country's three letters (ISO 3166), such as FRA.",
     ),
-    "all too long": (["--max_length", "16"], "--max_length: found 16, and every train pair is longer. Expected more tokens."),
+    "all too long": (
+        ["--max_length", "16"],
+        "--max_length: found 16, and every train pair is longer. Expected more tokens.",
+    ),
     "too few sentences": (
         ["--data.test", "0.001"],
         "--data.test: 150 sentences of small.tsv left none for test (validation 0.1, test 0.001). "
@@ -95,7 +114,9 @@ def test_fault_that_the_model_or_the_data_shows(case: str, mini_base: Path, smal
     assert lines == [expected.replace("MINI", mini_base.name)]
 
 
-def test_splits_that_leak_are_refused(mini_base: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_that_leak_are_refused(
+    mini_base: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def leak(config: DataConfig) -> tuple[Corpus, dict[str, list[Example]]]:
         corpus, splits = read_splits(config)
         return corpus, splits | {"train": [*splits["train"], *splits["test"][:2]]}
@@ -113,7 +134,9 @@ def test_lora_keys_of_the_bloom_recipes_fit_bloom(name: str, mini_base: Path, sm
     assert trainable == {"bloom": 2 * 16 * (256 + 128 + 320 + 320), "report-3": 2 * 8 * 256}[name]
 
 
-def test_report(mini_base: Path, small_data: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(
+    mini_base: Path, small_data: Path, call_main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Weights that can't be loaded: the check must not need them.
     folder = mini_base.parent / "no-weights"
     shutil.copytree(mini_base, folder)
@@ -146,15 +169,27 @@ def test_a_cpu_without_bfloat16_computes_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": in_hardware})
-    words = ["--model_name_or_path", str(mini_base), "--data.source", str(small_data), "--use_cpu", "true", *overrides]
+    words = [
+        "--model_name_or_path",
+        str(mini_base),
+        "--data.source",
+        str(small_data),
+        "--use_cpu",
+        "true",
+        *overrides,
+    ]
     preflight = inspect_recipe(str(TINY), words)
     assert (preflight.recipe.trl["bf16"], preflight.recipe.trl["dtype"]) == expected
-    assert any("does not compute in bfloat16" in note for note in preflight.list_notes()) == (expected[1] == "float32")
+    assert any("does not compute in bfloat16" in note for note in preflight.list_notes()) == (
+        expected[1] == "float32"
+    )
 
 
 def test_check_of_the_tiny_recipe_is_quick_and_writes_nothing(tmp_path: Path) -> None:
     seconds = []
-    while not seconds or (min(seconds) >= 10 and len(seconds) < 3):  # again where the machine was busy with other work
+    while not seconds or (
+        min(seconds) >= 10 and len(seconds) < 3
+    ):  # again where the machine was busy with other work
         begin = time.monotonic()
         done = run_python("-m", "sft.check", "recipes/tiny.yaml", "--output_dir", tmp_path / "run")
         seconds.append(time.monotonic() - begin)
@@ -178,7 +213,9 @@ def test_resolved_recipe_of_a_run_passes_the_check(mini_run: Path) -> None:
 
 
 def test_near_copies_that_leave_a_split_empty_are_named(tmp_path: Path) -> None:
-    rows = "".join(f"where did you leave the {word} , you fool\tWhere is the {word}?\n" for word in map(str, range(60)))
+    rows = "".join(
+        f"where did you leave the {word} , you fool\tWhere is the {word}?\n" for word in map(str, range(60))
+    )
     (tmp_path / "like.tsv").write_text(f"toxic\tneutral1\n{rows}")
     recipe = load_recipe(TINY, ["--data.source", str(tmp_path / "like.tsv")])
     message = r"60 sentences of .*like\.tsv, in 1 group of near copies and rewrites, which stay together, left none for "

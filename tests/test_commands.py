@@ -34,10 +34,14 @@ def test_help_is_quick(name: str) -> None:
     assert done.returncode == 0
     assert "usage: " in done.stdout
     for package in ("torch", "transformers", "datasets", "pandas"):
-        assert not any(line.rpartition("|")[2].strip() == package for line in done.stderr.splitlines()), package
+        assert not any(line.rpartition("|")[2].strip() == package for line in done.stderr.splitlines()), (
+            package
+        )
 
 
-def test_json_is_one_object_for_other_programs(mini_arguments: list[str], mini_run: Path, tmp_path: Path) -> None:
+def test_json_is_one_object_for_other_programs(
+    mini_arguments: list[str], mini_run: Path, tmp_path: Path
+) -> None:
     """What each command prints with --json parses, alone on standard output."""
     root = tmp_path / "run"
     found = {}

@@ -11,9 +11,8 @@ from eval.compare import compare_runs
 from eval.results import GENERATED, RESULTS, Interval, read_results
 from eval.scoring import Answers
 from eval.stress import list_texts
+from sft.command import InputError, Refusal
 from sft.preflight import inspect_recipe
-from sft.command import InputError
-from sft.command import Refusal
 from sft.run_dir import Run
 from sft.storage import read_json_lines, write_json, write_json_lines
 
@@ -82,7 +81,10 @@ def test_other_rows_are_refused(mini_run: Path, tmp_path: Path, call_main: Main)
     write_json(run.manifest_path, preflight.describe_data())
     texts = [example.toxic for example in preflight.splits["test"]]
     evaluate_again(run, {"adapter": texts}, call_main)
-    with pytest.raises(InputError, match=f"{run.root}: its test split is not that of {mini_run}: their scores can't be compared"):
+    with pytest.raises(
+        InputError,
+        match=f"{run.root}: its test split is not that of {mini_run}: their scores can't be compared",
+    ):
         compare_runs([Run(mini_run), run], 1)
 
 

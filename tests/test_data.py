@@ -26,7 +26,12 @@ BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
         f"F: no such file or folder. Relative paths start at the working directory ({Path.cwd()}).",
     ),
     "empty.tsv": (b"", {}, "data.source", "F: the file is empty. Expected a header and at least one row."),
-    "blank.tsv": (b" \n\n", {}, "data.source", "F: the file is empty. Expected a header and at least one row."),
+    "blank.tsv": (
+        b" \n\n",
+        {},
+        "data.source",
+        "F: the file is empty. Expected a header and at least one row.",
+    ),
     "header.tsv": (HEAD, {}, "data.source", "F: a header and no rows."),
     "latin.tsv": (
         HEAD + b"a\tb\t\ncaf\xe9\tx\t\n",
@@ -85,7 +90,12 @@ BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
         "data.source",
         "F:1: only one column ('toxic'). Expected a toxic and a neutral one, with commas between them.",
     ),
-    "twice.csv": (b"toxic,neutral1,toxic\na,b,c\n", {}, "data.source", "F:1: the column 'toxic' stands there 2 times."),
+    "twice.csv": (
+        b"toxic,neutral1,toxic\na,b,c\n",
+        {},
+        "data.source",
+        "F:1: the column 'toxic' stands there 2 times.",
+    ),
     "half.jsonl": (
         b'{"toxic": "a", "neutral1": "b"}\n{"toxic": "a", \n',
         {},
@@ -153,7 +163,10 @@ def write_rows(path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
     else:
         separator = "\t" if path.suffix == ".tsv" else ","
-        lines = [separator.join('"' + record[name].replace('"', '""') + '"' for name in names) for record in records]
+        lines = [
+            separator.join('"' + record[name].replace('"', '""') + '"' for name in names)
+            for record in records
+        ]
         path.write_text("\ufeff" + separator.join(names) + "\n" + "\n\n".join(lines) + "\n")
 
 
@@ -210,13 +223,18 @@ def test_brackets_in_names_and_index_columns(tmp_path: Path) -> None:
 def test_other_column_names(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,rude,polite,kind\n1,a,b,c\n")
-    assert read_table(DataConfig(source=str(path), toxic="rude", neutral=("polite", "kind"))).rows == [("a", ["b", "c"])]
+    assert read_table(DataConfig(source=str(path), toxic="rude", neutral=("polite", "kind"))).rows == [
+        ("a", ["b", "c"])
+    ]
 
 
 def test_source_name_holds_no_absolute_path(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("toxic\tneutral1\na\tb\n")
     assert read_table(DataConfig(source=str(tmp_path / "a.tsv"))).source.name == "a.tsv"
-    assert read_table(DataConfig(source=str(PROJECT / "recipes/tiny-corpus.tsv"))).source.name == "recipes/tiny-corpus.tsv"
+    assert (
+        read_table(DataConfig(source=str(PROJECT / "recipes/tiny-corpus.tsv"))).source.name
+        == "recipes/tiny-corpus.tsv"
+    )
 
 
 def test_cleaning_counts_all_that_it_drops() -> None:
@@ -229,7 +247,10 @@ def test_cleaning_counts_all_that_it_drops() -> None:
         ("cafe\u0301", ["caf\u00e9 x"]),  # NFC once
     ]
     corpus = clean_rows(Table(Source("x"), rows))
-    assert corpus.examples == [Example("bad one", ("good", "fine one", "new")), Example("caf\u00e9", ("caf\u00e9 x",))]
+    assert corpus.examples == [
+        Example("bad one", ("good", "fine one", "new")),
+        Example("caf\u00e9", ("caf\u00e9 x",)),
+    ]
     assert corpus.counts == {
         "rows": 6,
         "pairs": 8,
@@ -260,7 +281,11 @@ def make_examples(*texts: str) -> list[Example]:
 
 def test_linked_sources_are_one_group() -> None:
     examples = make_examples(
-        "shut up !", "Shut up", "i think that you are a very dumb person", "i think that you are a dumb person", "other"
+        "shut up !",
+        "Shut up",
+        "i think that you are a very dumb person",
+        "i think that you are a dumb person",
+        "other",
     )
     examples.append(Example("what a mess", ("Other.",)))  # its rewrite is another's source
     assert group_sources(examples) == [0, 0, 2, 2, 4, 4]
@@ -302,7 +327,11 @@ def test_planted_leaks_are_found() -> None:
     train, test = make_examples("you are a fool", "b"), make_examples("You are a FOOL.", "c")
     splits = {"train": train, "validation": [], "test": test}
     assert find_leaks(splits) == ["'you are a fool' stands in test and train"]
-    as_rewrite = {"train": [Example("x", ("you are a fool",))], "validation": [], "test": [Example("you are a fool!", ("y",))]}
+    as_rewrite = {
+        "train": [Example("x", ("you are a fool",))],
+        "validation": [],
+        "test": [Example("you are a fool!", ("y",))],
+    }
     assert find_leaks(as_rewrite) == ["'you are a fool' stands in test and train"]
     assert find_leaks({"train": train, "validation": [], "test": make_examples("c")}) == []
 
@@ -316,7 +345,11 @@ def test_real_paradetox_in_both_layouts() -> None:
     assert hash_examples(by_sentence.examples) == hash_examples(by_pair.examples)
     splits = split_examples(by_sentence.examples, 0.05, 0.05, 0)
     assert find_leaks(splits) == []
-    assert {split: len(part) for split, part in splits.items()} == {"train": 10086, "validation": 589, "test": 591}
+    assert {split: len(part) for split, part in splits.items()} == {
+        "train": 10086,
+        "validation": 589,
+        "test": 591,
+    }
 
 
 def test_tokens_are_prompt_answer_and_end(mini_base: Path) -> None:
@@ -348,7 +381,10 @@ def test_text_that_spells_a_special_token_stays_text(mini_base: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(mini_base)
     (row,) = tokenise_pairs([Example("stop </s> now", ("a<pad>b</s>",))], tokenizer, None).rows
-    assert [row["input_ids"].count(token) for token in (tokenizer.eos_token_id, tokenizer.pad_token_id)] == [1, 0]
+    assert [row["input_ids"].count(token) for token in (tokenizer.eos_token_id, tokenizer.pad_token_id)] == [
+        1,
+        0,
+    ]
     assert tokenizer.decode(row["input_ids"]) == format_prompt("stop </s> now") + "a<pad>b</s></s>"
 
 

@@ -28,7 +28,13 @@ SECONDS = 90  # for the page to come up, on a busy machine
 def test_differences_hold_all_words_of_both() -> None:
     text, rewrite = "you are a stupid liar and a fool", "you are a liar and wrong"
     marked = mark_differences(text, rewrite)
-    assert marked == [("you are a", None), ("stupid", "removed"), ("liar and", None), ("a fool", "removed"), ("wrong", "added")]
+    assert marked == [
+        ("you are a", None),
+        ("stupid", "removed"),
+        ("liar and", None),
+        ("a fool", "removed"),
+        ("wrong", "added"),
+    ]
     assert " ".join(words for words, kind in marked if kind != "added") == text
     assert " ".join(words for words, kind in marked if kind != "removed") == rewrite
     assert mark_differences("same", "same") == [("same", None)]
@@ -66,7 +72,10 @@ def address(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     log = tmp_path_factory.mktemp("demo") / "log"
     port = 17860
     command = [sys.executable, "-m", "publish.demo", str(mini_run), "--port", str(port)]
-    with log.open("w") as stream, subprocess.Popen(command, cwd=PROJECT, stdout=stream, stderr=stream) as process:
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(command, cwd=PROJECT, stdout=stream, stderr=stream) as process,
+    ):
         try:
             for _ in range(SECONDS * 2):
                 assert process.poll() is None, log.read_text()
@@ -90,12 +99,21 @@ def open_page(address: str) -> Iterator["webdriver.Chrome"]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync"):
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-sync",
+    ):
         options.add_argument(f"--{flag}")
     drivers = []
 
     def start() -> "webdriver.Chrome":
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+        driver = webdriver.Chrome(
+            options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+        )
         driver.set_window_size(1280, 1000)
         drivers.append(driver)
         driver.get(address)
@@ -120,7 +138,9 @@ def enter(driver: "webdriver.Chrome", text: str) -> None:
     box = driver.find_element("css selector", "#text textarea")
     box.clear()
     driver.execute_script(
-        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", box, text
+        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        box,
+        text,
     )
     driver.find_element("css selector", "button#go").click()
 
@@ -151,10 +171,18 @@ def test_page_in_a_browser(open_page: object, mini_run: Path) -> None:
     enter(first, "x " * LONGEST)
     wait_for(lambda: f"expected at most {LONGEST}" in read_note(first))
     assert " ".join(read_answer(second).split()) == expected[1], "the other user's page is as it was"
-    example = first.find_elements("xpath", "//*[contains(text(), 'Thanks for your help with the garden.')]")[-1]
+    example = first.find_elements("xpath", "//*[contains(text(), 'Thanks for your help with the garden.')]")[
+        -1
+    ]
     example.click()
-    wait_for(lambda: "garden" in first.execute_script("return document.querySelector('#text textarea').value"))
-    assert not [entry for entry in first.get_log("browser") if entry["level"] == "SEVERE" and "127.0.0.1" not in entry["message"]]
+    wait_for(
+        lambda: "garden" in first.execute_script("return document.querySelector('#text textarea').value")
+    )
+    assert not [
+        entry
+        for entry in first.get_log("browser")
+        if entry["level"] == "SEVERE" and "127.0.0.1" not in entry["message"]
+    ]
 
 
 def test_port_in_use_is_one_error(address: str, mini_run: Path) -> None:
@@ -184,7 +212,9 @@ def published(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -
     return env
 
 
-def test_space_is_committed_once_and_its_app_rewrites(hub: HubDouble, published: dict[str, str], tmp_path: Path) -> None:
+def test_space_is_committed_once_and_its_app_rewrites(
+    hub: HubDouble, published: dict[str, str], tmp_path: Path
+) -> None:
     command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo")
     done = run_python(*command, env=published)
     assert done.returncode == 0, done.stderr
@@ -203,9 +233,7 @@ def test_space_is_committed_once_and_its_app_rewrites(hub: HubDouble, published:
     app = tmp_path / "space" / "app.py"
     app.parent.mkdir()
     app.write_bytes(space.files["app.py"])
-    code = (
-        "import runpy; m = runpy.run_path('app.py'); rewrite, _ = m['load_from_hub'](m['ADAPTER']); print(rewrite('shut up now'))"
-    )
+    code = "import runpy; m = runpy.run_path('app.py'); rewrite, _ = m['load_from_hub'](m['ADAPTER']); print(rewrite('shut up now'))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=app.parent, env=published | {"PATH": "/usr/bin", "OMP_NUM_THREADS": "2"},
         capture_output=True, text=True,
@@ -217,14 +245,18 @@ def test_space_is_committed_once_and_its_app_rewrites(hub: HubDouble, published:
 
 def test_plan_and_push_of_a_space_as_json(hub: HubDouble, published: dict[str, str]) -> None:
     command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--json")
-    plan, pushed = (json.loads(run_python(*command, *more, env=published).stdout) for more in ((), ("--push",)))
+    plan, pushed = (
+        json.loads(run_python(*command, *more, env=published).stdout) for more in ((), ("--push",))
+    )
     assert (plan["pushed"], plan["head"], plan["secret"]) == (False, None, None)
     assert {file["name"] for file in plan["files"]} == {"README.md", "app.py", "requirements.txt"}
     assert (pushed["pushed"], pushed["committed"]) == (True, True)
     assert pushed["commit"] == hub.repos["space", "me/demo"].commit
 
 
-def test_a_private_adapter_needs_a_secret_and_no_public_space(hub: HubDouble, published: dict[str, str]) -> None:
+def test_a_private_adapter_needs_a_secret_and_no_public_space(
+    hub: HubDouble, published: dict[str, str]
+) -> None:
     hub.repos["model", "me/adapter"].private = True
     command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--push")
     done = run_python(*command, "--public", env=published)
@@ -259,7 +291,9 @@ def test_a_space_while_the_hub_fails(hub: HubDouble, published: dict[str, str]) 
 
 def test_address_as_json(mini_run: Path) -> None:
     command = [sys.executable, "-m", "publish.demo", str(mini_run), "--port", "17861", "--json"]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout
             found = json.loads(process.stdout.readline())
@@ -278,7 +312,9 @@ def test_a_hub_that_asks_for_payment(hub: HubDouble, published: dict[str, str]) 
     assert ("space", "me/demo") not in hub.repos
 
 
-def test_what_a_space_can_not_load_is_refused(hub: HubDouble, mini_run: Path, published: dict[str, str]) -> None:
+def test_what_a_space_can_not_load_is_refused(
+    hub: HubDouble, mini_run: Path, published: dict[str, str]
+) -> None:
     done = run_python("-m", "publish.demo", mini_run, "--space", "me/demo", env=published)
     assert done.returncode == 2
     assert "Push the run first" in done.stderr
@@ -290,4 +326,7 @@ def test_without_gradio_the_command_says_how_to_get_it(mini_run: Path) -> None:
     code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_module('publish.demo', run_name='__main__')"
     done = run_python("-c", code, mini_run)
     assert done.returncode == 2
-    assert done.stderr == "error: gradio is not installed. Install the demo's libraries: pip install -e '.[demo]'\n"
+    assert (
+        done.stderr
+        == "error: gradio is not installed. Install the demo's libraries: pip install -e '.[demo]'\n"
+    )

@@ -31,24 +31,36 @@ def test_every_training_sentence_has_one_target_of_those_offered(taught: tuple[P
     assert header["from_people"] == sum(people)
     assert all(row["target"] != example.toxic for row, example in zip(rows, examples, strict=True))
     assert header["teacher"]["adapter"] == open_adapter(run).describe()
-    assert header["splits"] == {split: part["sha256"] for split, part in read_json(run.manifest_path)["splits"].items()}
+    assert header["splits"] == {
+        split: part["sha256"] for split, part in read_json(run.manifest_path)["splits"].items()
+    }
 
 
 def test_likelihoods_are_the_models_own(mini_run: Path) -> None:
     import torch
 
     rewriter = load_rewriter(open_adapter(Run(mini_run)))
-    pairs = [("you damn fool", "you"), ("shut up", "please be quiet now"), ("what a load of crap", "no"), ("x", "y z")]
+    pairs = [
+        ("you damn fool", "you"),
+        ("shut up", "please be quiet now"),
+        ("what a load of crap", "no"),
+        ("x", "y z"),
+    ]
     found = rewriter.measure_likelihood(pairs)
     for (text, answer), value in zip(pairs, found, strict=True):
         prompt = rewriter.tokenizer(format_prompt(text))["input_ids"]
-        tokens = [*rewriter.tokenizer(answer, add_special_tokens=False)["input_ids"], rewriter.tokenizer.eos_token_id]
+        tokens = [
+            *rewriter.tokenizer(answer, add_special_tokens=False)["input_ids"],
+            rewriter.tokenizer.eos_token_id,
+        ]
         logits = rewriter.model(torch.tensor([prompt + tokens])).logits[0].float().log_softmax(-1)
         told = [logits[len(prompt) + place - 1, token].item() for place, token in enumerate(tokens)]
         assert value == pytest.approx(sum(told) / len(told), abs=0.02)  # bfloat16
 
 
-def test_large_vocabularies_are_scored_a_few_rows_at_a_time(mini_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_vocabularies_are_scored_a_few_rows_at_a_time(
+    mini_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rewriter = load_rewriter(open_adapter(Run(mini_run)))
     pairs = [("you damn fool", "you"), ("shut up you", "please be quiet now"), ("what a load", "no")]
     whole = rewriter.measure_likelihood(pairs)
@@ -91,7 +103,10 @@ def test_interrupted_distillation_goes_on_and_gives_the_same_file(
     run, whole = taught
     small = tmp_path / "run"
     shutil.copytree(run, small)
-    write_text(Run(small).recipe_path, Run(small).recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 16"))
+    write_text(
+        Run(small).recipe_path,
+        Run(small).recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 16"),
+    )
     output = tmp_path / "targets.jsonl"
     call_main("eval.distil", small, "--output", output, "--num_beams", 4)
     expected = output.read_bytes()
@@ -100,7 +115,14 @@ def test_interrupted_distillation_goes_on_and_gives_the_same_file(
     for method, most in (("search", 3), ("score_batch", 2)):
         original = getattr(Rewriter, method)
 
-        def stop(self: Rewriter, rows: list[list[int]], *rest: object, most: int = most, original=original, **options: object):
+        def stop(
+            self: Rewriter,
+            rows: list[list[int]],
+            *rest: object,
+            most: int = most,
+            original=original,
+            **options: object,
+        ):
             if len(batches) == most:
                 raise KeyboardInterrupt
             batches.append(len(rows))
@@ -119,13 +141,27 @@ def test_interrupted_distillation_goes_on_and_gives_the_same_file(
     assert whole.exists()
 
 
-def test_two_processes_killed_and_gone_on_with_give_the_file_of_one(taught: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_processes_killed_and_gone_on_with_give_the_file_of_one(
+    taught: tuple[Path, Path], tmp_path: Path
+) -> None:
     run, whole = taught
     output = tmp_path / "targets.jsonl"
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "eval/distil.py", run, "--output", output]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "eval/distil.py",
+        run,
+        "--output",
+        output,
+    ]
     command += ["--num_beams", "4"]
     launcher = psutil.Popen(
-        [sys.executable, *map(str, command)], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *map(str, command)],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".targets.jsonl.unfinished/*/*.jsonl")) and launcher.poll() is None:
@@ -181,7 +217,9 @@ def test_what_a_published_teacher_has_seen_is_told_by_its_splits(mini_run: Path,
         folder = tmp_path / f"published-{seen}-{splits is None}"
         shutil.copytree(mini_run / "adapter", folder)
         data = {key: value for key, value in results["data"].items() if key != "splits"}
-        write_json(folder / "results.json", results | {"data": data | ({} if splits is None else {"splits": splits})})
+        write_json(
+            folder / "results.json", results | {"data": data | ({} if splits is None else {"splits": splits})}
+        )
         from dataclasses import replace
 
         assert check_teacher("owner/name", replace(adapter, folder=folder), Run(mini_run)) == seen
@@ -215,7 +253,15 @@ def test_a_student_of_another_base_says_on_its_card_who_taught_it(
     """Teacher: the miniature. Student: another base, with other widths and another vocabulary, of the same sentences."""
     _, path = taught
     student = tmp_path / "student"
-    words = [*mini_arguments, "--model_name_or_path", "recipes/bloom-tiny", "--data.targets", path, "--output_dir", student]
+    words = [
+        *mini_arguments,
+        "--model_name_or_path",
+        "recipes/bloom-tiny",
+        "--data.targets",
+        path,
+        "--output_dir",
+        student,
+    ]
     call_main("sft.run", *words, "--max_steps", "2", "--eval.stress", "false", "--eval.baselines", "copy")
     call_main("eval.run", student)
     call_main("publish.run", student)
@@ -229,4 +275,6 @@ def test_a_student_of_another_base_says_on_its_card_who_taught_it(
     manifest["targets"]["teacher"]["has_seen"] = "unknown"
     write_json(student / "data" / "manifest.json", manifest)
     call_main("publish.run", student)
-    assert "**whether the teacher was trained on" in (student / "publish" / "README.md").read_text(encoding="utf-8")
+    assert "**whether the teacher was trained on" in (student / "publish" / "README.md").read_text(
+        encoding="utf-8"
+    )

@@ -12,25 +12,49 @@ import psutil
 import pytest
 from conftest import Main, run_python
 
-from eval.rows import choose_shots
-from sft.lexicon import delete_listed, fit_lexicon
-from eval.generate import PREFIX_CACHING, GenerationSettings, Rewriter, find_adapter, load_rewriter, open_adapter
+from eval.generate import (
+    PREFIX_CACHING,
+    GenerationSettings,
+    Rewriter,
+    find_adapter,
+    load_rewriter,
+    open_adapter,
+)
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED
-from eval.rows import MOST_UNREWRITTEN, choose_rows, choose_unrewritten, read_splits, read_unrewritten
+from eval.rows import (
+    MOST_UNREWRITTEN,
+    choose_rows,
+    choose_shots,
+    choose_unrewritten,
+    read_splits,
+    read_unrewritten,
+)
 from eval.toxicity import fit_toxicity
+from sft.command import InputError, Refusal, RunError, tell_once
 from sft.data import Example
-from sft.splits import hash_examples
+from sft.lexicon import delete_listed, fit_lexicon
 from sft.model import load_tokenizer, resolve_base
 from sft.prompt import format_prompt
-from sft.storage import PROJECT
-from sft.command import InputError, tell_once
-from sft.command import Refusal, RunError
 from sft.run_dir import Run, open_run
-from sft.storage import hash_file, read_json, read_json_lines, write_json, write_json_lines, write_text
+from sft.splits import hash_examples
+from sft.storage import (
+    PROJECT,
+    hash_file,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 
-TEXTS = ["you damn fool", "shut up", "what a load of crap , i want my money back right now please", "get out of my way , idiot"]
+TEXTS = [
+    "you damn fool",
+    "shut up",
+    "what a load of crap , i want my money back right now please",
+    "get out of my way , idiot",
+]
 
 
 @pytest.fixture
@@ -45,7 +69,9 @@ def test_results_are_the_scores_of_the_predictions_file(mini_run: Path) -> None:
     lines = read_json_lines(mini_run / "eval" / "predictions.jsonl")
     assert len({line["prediction"] for line in lines}) > len(lines) / 2, "gibberish, but not all the same"
     test = read_json_lines(mini_run / "data" / "test.jsonl")
-    assert [(line["toxic"], line["references"]) for line in lines] == [(line["toxic"], line["references"]) for line in test]
+    assert [(line["toxic"], line["references"]) for line in lines] == [
+        (line["toxic"], line["references"]) for line in test
+    ]
     references = [line["references"] for line in lines]
     outputs = {"adapter": [line["prediction"] for line in lines]}
     train = Run(mini_run).splits["train"]
@@ -94,14 +120,23 @@ def test_untuned_base_is_the_base_without_the_adapter(mini_run: Path) -> None:
     ],
 )
 def test_generation_computes_in_the_recipes_dtype_where_the_cpu_can(
-    mini_run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str, attention: str | None, expected: str
+    mini_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fast: bool,
+    dtype: str,
+    attention: str | None,
+    expected: str,
 ) -> None:
     import torch
 
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": fast})
     adapter = open_adapter(Run(mini_run))
-    adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": dtype, "attn_implementation": attention})
-    assert {weight.dtype for weight in load_rewriter(adapter).model.parameters()} == {getattr(torch, expected)}
+    adapter = dataclasses.replace(
+        adapter, quantization=adapter.quantization | {"dtype": dtype, "attn_implementation": attention}
+    )
+    assert {weight.dtype for weight in load_rewriter(adapter).model.parameters()} == {
+        getattr(torch, expected)
+    }
 
 
 def test_recipe_says_which_baselines_are_scored(own_run: Run, call_main: Main) -> None:
@@ -119,7 +154,9 @@ def test_results_are_bound_to_adapter_base_and_data(mini_run: Path) -> None:
     assert results["adapter"]["sha256"] == hash_file(run.adapter_weights)
     assert results["base"] == read_json(run.environment_path)["base"]
     assert results["data"]["sha256"] == read_json(run.manifest_path)["splits"]["test"]["sha256"]
-    assert results["data"]["rows"] == results["data"]["rows_of"] == len(read_json_lines(run.split_path("test")))
+    assert (
+        results["data"]["rows"] == results["data"]["rows_of"] == len(read_json_lines(run.split_path("test")))
+    )
     assert str(Path.home()) not in json.dumps(results)
     assert "/tmp" not in json.dumps(results)
 
@@ -136,19 +173,29 @@ def test_limit_and_split_do_not_replace_the_full_evaluation(own_run: Run, call_m
 
 def test_source_leaves_out_what_the_run_has_seen(own_run: Run, call_main: Main, tmp_path: Path) -> None:
     trained = read_json_lines(own_run.split_path("train"))[:3]
-    text = "toxic\tneutral1\n" + "".join(f"{line['toxic'].upper()} !!\tx\n" for line in trained) + "a damn new one\tA new one.\n"
+    text = (
+        "toxic\tneutral1\n"
+        + "".join(f"{line['toxic'].upper()} !!\tx\n" for line in trained)
+        + "a damn new one\tA new one.\n"
+    )
     write_text(tmp_path / "other.tsv", text)
     call_main("eval.run", own_run.root, "--source", tmp_path / "other.tsv")
     (folder,) = (own_run.eval / "sources").glob("other-*")
     data = read_json(folder / "results.json")["data"]
     assert (data["rows"], data["left_out_as_seen"], data["source"]) == (1, 3, "other.tsv")
     splits = read_splits(own_run)
-    near = next(line["toxic"] for line in read_json_lines(own_run.split_path("train")) if len(line["toxic"].split()) > 8)
+    near = next(
+        line["toxic"]
+        for line in read_json_lines(own_run.split_path("train"))
+        if len(line["toxic"].split()) > 8
+    )
     added = f"well {near}\tx\na rude one\t{trained[0]['toxic']}\n"
     write_text(tmp_path / "near.tsv", text + added)
     assert choose_rows(own_run, splits, str(tmp_path / "near.tsv"), "test", None).data.left_out_as_seen == 5
     write_text(tmp_path / "seen.tsv", text.replace("a damn new one\tA new one.\n", ""))
-    with pytest.raises(InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"):
+    with pytest.raises(
+        InputError, match=r"the run trained on all of it \(3 sentences\), so a score would mean nothing"
+    ):
         choose_rows(own_run, splits, str(tmp_path / "seen.tsv"), "test", None)
 
 
@@ -166,7 +213,11 @@ UNREWRITTEN = f"""\tINPUT:toxic_comment\tOUTPUT:reasons
 
 def test_sentences_that_annotators_could_not_rewrite_are_read_with_their_reasons(tmp_path: Path) -> None:
     write_text(tmp_path / "cannot.tsv", UNREWRITTEN)
-    expected = {'all "blondes" are stupid': ["toxic_content"], "what a damn day": ["not_toxic", "unclear"], "what the hell": []}
+    expected = {
+        'all "blondes" are stupid': ["toxic_content"],
+        "what a damn day": ["not_toxic", "unclear"],
+        "what the hell": [],
+    }
     assert read_unrewritten(tmp_path / "cannot.tsv") == expected
     write_text(tmp_path / "cannot.txt", "one  of them\r\n\nanother\n")
     assert read_unrewritten(tmp_path / "cannot.txt") == {"one of them": [], "another": []}
@@ -181,12 +232,26 @@ def test_sentences_that_annotators_could_not_rewrite_are_read_with_their_reasons
             r"none.txt: no such file. Expected sentences without rewrites: a text a line, or ParaDetox's .tsv file",
         ),
         ("blank.txt", " \n\n", r"blank.txt: the file is empty"),
-        ("other.tsv", "toxic\tneutral1\na\tb\n", r"no column 'INPUT:toxic_comment'; it has toxic, neutral1. Expected INPUT"),
-        ("half.tsv", UNREWRITTEN.replace("{}", "true"), r"row 3: found 'what the hell' and 'true', expected a JSON text and"),
-        ("cut.tsv", UNREWRITTEN.replace("{}", "{"), r"row 3: found 'what the hell' and '{', expected a JSON text and"),
+        (
+            "other.tsv",
+            "toxic\tneutral1\na\tb\n",
+            r"no column 'INPUT:toxic_comment'; it has toxic, neutral1. Expected INPUT",
+        ),
+        (
+            "half.tsv",
+            UNREWRITTEN.replace("{}", "true"),
+            r"row 3: found 'what the hell' and 'true', expected a JSON text and",
+        ),
+        (
+            "cut.tsv",
+            UNREWRITTEN.replace("{}", "{"),
+            r"row 3: found 'what the hell' and '{', expected a JSON text and",
+        ),
     ],
 )
-def test_broken_file_of_unrewritten_sentences_is_told(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_broken_file_of_unrewritten_sentences_is_told(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
     if text is not None:
         write_text(tmp_path / name, text)
     with pytest.raises(InputError, match=message):
@@ -203,7 +268,9 @@ def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path
     write_text(tmp_path / "other.txt", "\n".join([*reversed(texts), *seen]))
     splits = read_splits(run)
     chosen = choose_unrewritten(run, splits, tmp_path / "one.txt")
-    assert chosen.lines == choose_unrewritten(run, splits, tmp_path / "other.txt").lines, "the order of the file does not matter"
+    assert chosen.lines == choose_unrewritten(run, splits, tmp_path / "other.txt").lines, (
+        "the order of the file does not matter"
+    )
     assert {line["toxic"] for line in chosen.lines} < set(texts)
     counts = [chosen.description[key] for key in ("rows", "rows_of", "left_out_as_seen")]
     assert counts == [MOST_UNREWRITTEN, MOST_UNREWRITTEN + 5, 3]
@@ -220,19 +287,33 @@ def test_unrewritten_sentences_are_scored_shown_and_published(
     write_text(tmp_path / "cannot.tsv", UNREWRITTEN)
     call_main("eval.run", own_run.root, "--unrewritten", tmp_path / "cannot.tsv")
     assert "cannot.tsv: sentences that annotators could not rewrite" in capsys.readouterr().out
-    results, lines = read_json(own_run.eval / "results.json"), read_json_lines(own_run.eval / "unrewritten.jsonl")
+    results, lines = (
+        read_json(own_run.eval / "results.json"),
+        read_json_lines(own_run.eval / "unrewritten.jsonl"),
+    )
     jsonschema.validate(results, read_json(PROJECT / "eval" / "results.schema.json"))
     slices = {part["slice"]: part for part in results["unrewritten"]["slices"]}
-    assert {name: part["rows"] for name, part in slices.items()} == {"all": 3, "not_toxic": 1, "toxic_content": 1, "unclear": 1}
+    assert {name: part["rows"] for name, part in slices.items()} == {
+        "all": 3,
+        "not_toxic": 1,
+        "toxic_content": 1,
+        "unclear": 1,
+    }
     model, texts = fit_toxicity(own_run.splits["train"]), [line["toxic"] for line in lines]
-    assert slices["all"]["systems"]["copy"]["toxicity"]["value"] == pytest.approx(sum(model.predict(texts)) / 3)
+    assert slices["all"]["systems"]["copy"]["toxicity"]["value"] == pytest.approx(
+        sum(model.predict(texts)) / 3
+    )
     (day,) = (line["scores"] for line in lines if line["toxic"] == "what a damn day")
-    assert slices["not_toxic"]["systems"]["adapter"]["joint"]["value"] == pytest.approx(day["joint"], abs=1e-4)
+    assert slices["not_toxic"]["systems"]["adapter"]["joint"]["value"] == pytest.approx(
+        day["joint"], abs=1e-4
+    )
     assert "could not rewrite" in (own_run.eval / "report.html").read_text()
 
     call_main("publish.run", own_run.root)
     assert "| what it says is toxic | 1 |" in (own_run.publish / "README.md").read_text()
-    write_json_lines(own_run.eval / "unrewritten.jsonl", [line | {"prediction": "thank you"} for line in lines])
+    write_json_lines(
+        own_run.eval / "unrewritten.jsonl", [line | {"prediction": "thank you"} for line in lines]
+    )
     with pytest.raises(RunError, match=r"its scores are not those of predictions.jsonl or unrewritten.jsonl"):
         call_main("publish.run", own_run.root)
     others = [line | {"toxic": f"{line['toxic']} !"} for line in lines]
@@ -257,10 +338,14 @@ def test_leak_is_refused_though_the_manifest_fits_it(own_run: Run, call_main: Ma
     lines = read_json_lines(own_run.split_path("train")) + read_json_lines(own_run.split_path("test"))[:1]
     write_json_lines(own_run.split_path("train"), lines)
     manifest = read_json(own_run.manifest_path)
-    manifest["splits"]["train"]["sha256"] = hash_examples([Example(line["toxic"], tuple(line["references"])) for line in lines])
+    manifest["splits"]["train"]["sha256"] = hash_examples(
+        [Example(line["toxic"], tuple(line["references"])) for line in lines]
+    )
     write_json(own_run.manifest_path, manifest)
     shutil.rmtree(own_run.eval)
-    with pytest.raises(Refusal, match=r"the splits leak: '.*' stands in test and train, and 0 more\. .* Train again"):
+    with pytest.raises(
+        Refusal, match=r"the splits leak: '.*' stands in test and train, and 0 more\. .* Train again"
+    ):
         call_main("eval.run", own_run.root)
     assert not own_run.eval.exists()
 
@@ -268,14 +353,18 @@ def test_leak_is_refused_though_the_manifest_fits_it(own_run: Run, call_main: Ma
 def test_source_is_read_by_the_recipes_columns_or_by_a_layout(own_run: Run, tmp_path: Path) -> None:
     text = own_run.recipe_path.read_text()
     assert "  toxic: null\n  neutral: null\n" in text
-    write_text(own_run.recipe_path, text.replace("  toxic: null\n  neutral: null\n", "  toxic: rude\n  neutral: [kind]\n"))
+    write_text(
+        own_run.recipe_path,
+        text.replace("  toxic: null\n  neutral: null\n", "  toxic: rude\n  neutral: [kind]\n"),
+    )
     for header in ("rude\tkind\n", "toxic\tneutral1\n"):
         write_text(tmp_path / "other.tsv", header + "a damn new one\tA new one.\n")
         rows = choose_rows(own_run, read_splits(own_run), str(tmp_path / "other.tsv"), "test", None)
         assert rows.examples == [Example("a damn new one", ("A new one.",))]
     write_text(tmp_path / "other.tsv", "one\tother\na damn new one\tA new one.\n")
     with pytest.raises(
-        InputError, match=r"no toxic column; it has one, other\. Expected toxic or en_toxic_comment, or the names"
+        InputError,
+        match=r"no toxic column; it has one, other\. Expected toxic or en_toxic_comment, or the names",
     ):
         choose_rows(own_run, read_splits(own_run), str(tmp_path / "other.tsv"), "test", None)
 
@@ -297,7 +386,9 @@ def test_changed_base_is_refused(own_run: Run) -> None:
 
 def test_unfinished_run_is_refused_with_the_command_that_mends_it(own_run: Run) -> None:
     shutil.rmtree(own_run.adapter)
-    with pytest.raises(RunError, match=r"its training did not finish .* Go on with: accelerate launch sft/run\.py"):
+    with pytest.raises(
+        RunError, match=r"its training did not finish .* Go on with: accelerate launch sft/run\.py"
+    ):
         open_run(own_run.root)
     done = run_python("eval/run.py", own_run.root)
     assert done.returncode == 2
@@ -308,7 +399,13 @@ def test_unfinished_run_is_refused_with_the_command_that_mends_it(own_run: Run) 
 def test_rewrites_do_not_depend_on_company(mini_run: Path) -> None:
     """Each text's answer is its own, whatever else is in the call and in which order; empty texts stay empty."""
     rewriter = load_rewriter(find_adapter(str(mini_run)))
-    texts = ["you damn fool", "", "what a load of crap , i want my money back right now please", "   ", "shut up"]
+    texts = [
+        "you damn fool",
+        "",
+        "what a load of crap , i want my money back right now please",
+        "   ",
+        "shut up",
+    ]
     together = rewriter.rewrite(texts)
     assert len(together) == len(texts)
     assert together[1] == together[3] == ""
@@ -322,10 +419,14 @@ def test_prefix_caching_computes_less_of_the_same(mini_run: Path, beams: int, sh
     run, read = Run(mini_run), []
     adapter = open_adapter(run)
     settings = dataclasses.replace(adapter.settings, num_beams=beams, max_new_tokens=8)
-    adapter = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": "float32"}, settings=settings)
+    adapter = dataclasses.replace(
+        adapter, quantization=adapter.quantization | {"dtype": "float32"}, settings=settings
+    )
     cached = load_rewriter(adapter)
     plain = dataclasses.replace(cached, settings=dataclasses.replace(settings, prefix_caching=False))
-    cached.model.register_forward_pre_hook(lambda *call: read.append(call[-1]["input_ids"].numel()), with_kwargs=True)
+    cached.model.register_forward_pre_hook(
+        lambda *call: read.append(call[-1]["input_ids"].numel()), with_kwargs=True
+    )
     texts = [example.toxic for example in run.splits["test"]]
     solved = run.splits["train"][:shots]
     rewrites, tokens = [], []
@@ -352,11 +453,20 @@ def make_random_rewriter(kind: str, beams: int, **changes: object) -> Rewriter:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
-    named = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2}}
+    named = {
+        "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+        "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
+    }
     named |= {"gpt2": {"n_embd": 32}, "qwen2": {"num_key_value_heads": 2}}
     torch.manual_seed(0)
-    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model(kind, **sizes | named.get(kind, {}) | {"vocab_size": len(tokenizer)} | ends | changes)
+    ends = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(
+        kind, **sizes | named.get(kind, {}) | {"vocab_size": len(tokenizer)} | ends | changes
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         parameter.data.mul_(4)  # else every prompt has the same answer
@@ -365,7 +475,9 @@ def make_random_rewriter(kind: str, beams: int, **changes: object) -> Rewriter:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("kind", PREFIX_CACHING)
-def test_prefix_caching_with_other_architectures(kind: str, beams: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prefix_caching_with_other_architectures(
+    kind: str, beams: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell_once.cache_clear()
     cached = make_random_rewriter(kind, beams)
     plain = dataclasses.replace(cached, settings=dataclasses.replace(cached.settings, prefix_caching=False))
@@ -384,7 +496,10 @@ def test_prefix_caching_with_other_architectures(kind: str, beams: int, capsys: 
     ],
 )
 def test_no_prefix_caching_where_it_would_change_the_rewrites(
-    kind: str, changes: dict[str, object], cache_implementation: str | None, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    changes: dict[str, object],
+    cache_implementation: str | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tell_once.cache_clear()
     cached = make_random_rewriter(kind, 1, **changes)
@@ -404,7 +519,9 @@ def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
 
     recipe = load_recipe(mini_run / "recipe.yaml")
     adapter = open_adapter(Run(mini_run))
-    trained = PeftModel.from_pretrained(load_base(recipe, resolve_base(recipe.trl["model_name_or_path"])), str(adapter.folder))
+    trained = PeftModel.from_pretrained(
+        load_base(recipe, resolve_base(recipe.trl["model_name_or_path"])), str(adapter.folder)
+    )
     merged = load_rewriter(adapter).model
     ids = torch.arange(4, 60).reshape(2, 28)
     with torch.no_grad():
@@ -417,19 +534,28 @@ def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: Run, call_m
     from peft import PeftModel
 
     whole = read_json_lines(own_run.eval / "predictions.jsonl")
-    write_text(own_run.recipe_path, own_run.recipe_path.read_text().replace("merge_adapter: true", "merge_adapter: false"))
+    write_text(
+        own_run.recipe_path,
+        own_run.recipe_path.read_text().replace("merge_adapter: true", "merge_adapter: false"),
+    )
     adapter = open_adapter(own_run)
     model = load_rewriter(adapter).model
     assert isinstance(model, PeftModel)
     assert any(isinstance(module, Linear4bit) for module in model.modules())
-    assert any(isinstance(module, Linear4bit) for module in load_rewriter(adapter, tuned=False).model.modules())
+    assert any(
+        isinstance(module, Linear4bit) for module in load_rewriter(adapter, tuned=False).model.modules()
+    )
     unquantised = dataclasses.replace(adapter, quantization=adapter.quantization | {"load_in_4bit": False})
     rewriter = load_rewriter(unquantised)
     assert isinstance(rewriter.model, PeftModel)
     assert len({parameter.dtype for parameter in rewriter.model.parameters()}) == 1
     assert all(rewriter.rewrite(TEXTS[:1]))
-    unquantised = dataclasses.replace(unquantised, quantization=unquantised.quantization | {"dtype": "float32"})
-    merged = load_rewriter(dataclasses.replace(unquantised, settings=dataclasses.replace(adapter.settings, merge_adapter=True)))
+    unquantised = dataclasses.replace(
+        unquantised, quantization=unquantised.quantization | {"dtype": "float32"}
+    )
+    merged = load_rewriter(
+        dataclasses.replace(unquantised, settings=dataclasses.replace(adapter.settings, merge_adapter=True))
+    )
     assert not isinstance(merged.model, PeftModel)
     assert load_rewriter(unquantised).rewrite(TEXTS) == merged.rewrite(TEXTS)
     call_main("eval.run", own_run.root)
@@ -440,7 +566,12 @@ def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: Run, call_m
 
 
 def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
-    done = run_python("-m", "eval.detoxify", mini_run, stdin="you damn fool\n\nwhat the hell is this\r\nlast line without end")
+    done = run_python(
+        "-m",
+        "eval.detoxify",
+        mini_run,
+        stdin="you damn fool\n\nwhat the hell is this\r\nlast line without end",
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")
     assert len(lines) == 5
@@ -456,7 +587,10 @@ def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
             ["./nowhere"],
             "error: ./nowhere: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id.\n",
         ),
-        (["eval"], "error: eval: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made.\n"),
+        (
+            ["eval"],
+            "error: eval: not a run directory (no recipe.yaml in it). Expected one that sft/run.py made.\n",
+        ),
         (
             ["a/b"],
             "error: the Hub could not be reached, and a/b is not in the local cache. "
@@ -525,7 +659,9 @@ def test_plots_are_pictures(mini_run: Path) -> None:
         assert len(content) > 10_000
 
 
-def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(mini_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(
+    mini_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     rewriter = load_rewriter(find_adapter(str(mini_run)))
@@ -573,7 +709,9 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     assert sum(len(path.read_text().splitlines()) for path in journals) == 5
     with max(journals, key=lambda path: path.stat().st_mtime).open("a") as stream:
         stream.write('{"3": "cut o')  # as a kill leaves it
-    (journals[0].parent / ".0.jsonl.k2x.jsonl").write_text('{"0": "what a killed process was about to write"}\n')
+    (journals[0].parent / ".0.jsonl.k2x.jsonl").write_text(
+        '{"0": "what a killed process was about to write"}\n'
+    )
 
     monkeypatch.setattr(Rewriter, "generate_batch", note)
     call_main("eval.run", own_run.root)
@@ -586,22 +724,35 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     assert not (own_run.eval / "unfinished").exists()
 
 
-def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(own_run: Run, call_main: Main) -> None:
-    write_text(own_run.recipe_path, own_run.recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 4"))
+def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(
+    own_run: Run, call_main: Main
+) -> None:
+    write_text(
+        own_run.recipe_path, own_run.recipe_path.read_text().replace("  batch_size: 64", "  batch_size: 4")
+    )
     call_main("eval.run", own_run.root)
     whole = (own_run.eval / "predictions.jsonl").read_bytes()
     shutil.rmtree(own_run.eval)
 
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "eval/run.py", own_run.root]
     launcher = psutil.Popen(
-        [sys.executable, *map(str, command)], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *map(str, command)],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
     def count_batches(process: int) -> int:
-        return sum(path.read_text().count("\n") for path in (own_run.eval / "unfinished").glob(f"*/{process}.jsonl"))
+        return sum(
+            path.read_text().count("\n") for path in (own_run.eval / "unfinished").glob(f"*/{process}.jsonl")
+        )
 
     deadline = time.monotonic() + 120
-    while not (count_batches(0) and count_batches(1)) and launcher.poll() is None and time.monotonic() < deadline:
+    while (
+        not (count_batches(0) and count_batches(1))
+        and launcher.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     processes = [launcher, *launcher.children(recursive=True)]
     for process in processes:
@@ -626,5 +777,8 @@ def test_few_shot_prompts_are_solved_examples_and_the_text(mini_run: Path) -> No
     text = "".join(f"{format_prompt(shot.toxic)}{shot.references[0]}</s>" for shot in shots)
     assert rewriter.tokenizer.decode(ids) == text
     texts = ["a damn fool", "shut up"]
-    alone = [rewriter.generate_batch([ids + rewriter.tokenizer(format_prompt(text))["input_ids"]])[0] for text in texts]
+    alone = [
+        rewriter.generate_batch([ids + rewriter.tokenizer(format_prompt(text))["input_ids"]])[0]
+        for text in texts
+    ]
     assert rewriter.rewrite(texts, shots=shots) == alone

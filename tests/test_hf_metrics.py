@@ -9,13 +9,15 @@ from eval.classes import Bleu, Chrf, Joint, Rouge
 from eval.metrics import compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
 from eval.toxicity import fit_toxicity
 from sft.data import read_corpus
-from sft.storage import PROJECT
 from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 EXAMPLES = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples[:40]
 SOURCES = [example.toxic for example in EXAMPLES]
 TEXTS = [example.references[-1] for example in EXAMPLES]
-REFERENCES = [list(example.references[:1]) * 2 for example in EXAMPLES[:20]] + [[source] for source in SOURCES[20:]]
+REFERENCES = [list(example.references[:1]) * 2 for example in EXAMPLES[:20]] + [
+    [source] for source in SOURCES[20:]
+]
 
 
 def test_values_are_those_of_the_functions(tmp_path: Path) -> None:
@@ -36,14 +38,18 @@ def add_half(process: int, folder: str, results: Any) -> None:
     metric = Bleu(num_process=2, process_id=process, experiment_id="two", cache_dir=folder)
     half = slice(20 * process, 20 * (process + 1))
     for start in range(0, 20, 7):
-        metric.add_batch(predictions=TEXTS[half][start : start + 7], references=REFERENCES[half][start : start + 7])
+        metric.add_batch(
+            predictions=TEXTS[half][start : start + 7], references=REFERENCES[half][start : start + 7]
+        )
     results.put((process, metric.compute()))
 
 
 def test_two_processes_score_the_whole(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=add_half, args=(number, str(tmp_path), results)) for number in range(2)]
+    processes = [
+        context.Process(target=add_half, args=(number, str(tmp_path), results)) for number in range(2)
+    ]
     for process in processes:
         process.start()
     found = dict(results.get(timeout=240) for _ in processes)

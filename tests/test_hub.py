@@ -15,19 +15,30 @@ from hub_double import HubDouble
 def served(hub: HubDouble, mini_base: Path, small_data: Path) -> dict[str, str]:
     """A miniature BLOOM and a small data set under the names of the real ones; returns their commits."""
     lines = small_data.read_text(encoding="utf-8").splitlines()[1:]
-    pairs = [(toxic, neutral) for toxic, *neutrals in (line.split("\t") for line in lines) for neutral in neutrals if neutral]
-    table = "en_toxic_comment\ten_neutral_comment\n" + "".join(f"{toxic}\t{neutral}\n" for toxic, neutral in pairs)
+    pairs = [
+        (toxic, neutral)
+        for toxic, *neutrals in (line.split("\t") for line in lines)
+        for neutral in neutrals
+        if neutral
+    ]
+    table = "en_toxic_comment\ten_neutral_comment\n" + "".join(
+        f"{toxic}\t{neutral}\n" for toxic, neutral in pairs
+    )
     readme = "---\nlicense: openrail++\n---\n# ParaDetox\n"
     return {
         "model": hub.add_repo("model", "bigscience/bloom-3b", mini_base),
-        "data": hub.add_repo("dataset", "s-nlp/paradetox", {"train.tsv": table.encode(), "README.md": readme.encode()}),
+        "data": hub.add_repo(
+            "dataset", "s-nlp/paradetox", {"train.tsv": table.encode(), "README.md": readme.encode()}
+        ),
     }
 
 
 def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, str], tmp_path: Path) -> None:
     env = hub.environment(tmp_path / "cache")
     root = tmp_path / "bloom"
-    done = run_python("-m", "accelerate.commands.launch", "sft/run.py", "recipes/bloom.yaml", "--output_dir", root, env=env)
+    done = run_python(
+        "-m", "accelerate.commands.launch", "sft/run.py", "recipes/bloom.yaml", "--output_dir", root, env=env
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((root / "environment.json").read_text())["base"]["revision"] == served["model"]
     manifest = json.loads((root / "data" / "manifest.json").read_text())
@@ -55,15 +66,25 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (root / "eval" / "predictions.jsonl").read_text().splitlines()]
     stdin = "".join(line["toxic"] + "\n" for line in lines)
-    done = run_python("-m", "eval.detoxify", "me/bloom-detox", env=hub.environment(tmp_path / "other"), stdin=stdin)
+    done = run_python(
+        "-m", "eval.detoxify", "me/bloom-detox", env=hub.environment(tmp_path / "other"), stdin=stdin
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [" ".join(line["prediction"].split()) for line in lines]
 
     # The code on the card, as it stands.
-    code = hub.repos["model", "me/bloom-detox"].files["README.md"].decode().split("```python\n")[1].split("```")[0]
+    code = (
+        hub.repos["model", "me/bloom-detox"]
+        .files["README.md"]
+        .decode()
+        .split("```python\n")[1]
+        .split("```")[0]
+    )
     done = run_python("-c", code, env=hub.environment(tmp_path / "other"))
     assert done.returncode == 0, done.stderr
-    (shown,) = [group["cases"][0]["output"] for group in results["stress"] if group["group"] == "disguised swearing"]
+    (shown,) = [
+        group["cases"][0]["output"] for group in results["stress"] if group["group"] == "disguised swearing"
+    ]
     # The card's code adds the adapter to each product, the evaluation to the weights: a model of random weights, whose next
     # tokens are nearly as likely as one another, may differ in one of them.
     assert difflib.SequenceMatcher(None, done.stdout.strip(), shown, autojunk=False).ratio() > 0.9
@@ -73,18 +94,27 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert done.returncode == 0, done.stderr
     checks = json.loads(done.stdout)["checks"]
     assert all(check["holds"] for check in checks)
-    assert {"SHA-256 of the weights", "BLEU on the card", "bleu, evaluated again"} <= {check["what"] for check in checks}
+    assert {"SHA-256 of the weights", "BLEU on the card", "bleu, evaluated again"} <= {
+        check["what"] for check in checks
+    }
     repo = hub.repos["model", "me/bloom-detox"]
     card = repo.files["README.md"].decode()
     told = metadata["model-index"][0]["results"][0]["metrics"][0]["value"]
-    repo.commit_files("refs/heads/main", repo.files | {"README.md": card.replace(f"value: {told}", "value: 99.5", 1).encode()})
+    repo.commit_files(
+        "refs/heads/main",
+        repo.files | {"README.md": card.replace(f"value: {told}", "value: 99.5", 1).encode()},
+    )
     done = run_python(*verify, env=hub.environment(tmp_path / "third"))
     assert done.returncode == 3
-    assert [check["what"] for check in json.loads(done.stdout)["checks"] if not check["holds"]] == ["BLEU on the card"]
+    assert [check["what"] for check in json.loads(done.stdout)["checks"] if not check["holds"]] == [
+        "BLEU on the card"
+    ]
     assert "its card's numbers do not hold: BLEU on the card." in done.stderr
 
 
-def test_weights_that_were_not_evaluated_are_refused(hub: HubDouble, mini_run: Path, call_main: Main, tmp_path: Path) -> None:
+def test_weights_that_were_not_evaluated_are_refused(
+    hub: HubDouble, mini_run: Path, call_main: Main, tmp_path: Path
+) -> None:
     shutil.copytree(mini_run, tmp_path / "run")
     call_main("publish.run", tmp_path / "run")
     folder = tmp_path / "run" / "publish"
@@ -129,7 +159,9 @@ BROKEN = {
 @pytest.mark.usefixtures("served")
 def test_what_the_hub_does_not_have(case: str, hub: HubDouble, tmp_path: Path) -> None:
     overrides, message = BROKEN[case]
-    done = run_python("-m", "sft.check", "recipes/bloom.yaml", *overrides, env=hub.environment(tmp_path / "cache"))
+    done = run_python(
+        "-m", "sft.check", "recipes/bloom.yaml", *overrides, env=hub.environment(tmp_path / "cache")
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == f"error: {message}"
     assert "Traceback" not in done.stderr
@@ -165,5 +197,7 @@ def test_code_of_a_card(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_pat
     done = run_python("-c", code, env=hub.environment(tmp_path / "other"))
     assert done.returncode == 0, done.stderr
     results = json.loads(files["results.json"])
-    (shown,) = [group["cases"][0]["output"] for group in results["stress"] if group["group"] == "disguised swearing"]
+    (shown,) = [
+        group["cases"][0]["output"] for group in results["stress"] if group["group"] == "disguised swearing"
+    ]
     assert difflib.SequenceMatcher(None, done.stdout.strip(), shown, autojunk=False).ratio() > 0.9

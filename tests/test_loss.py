@@ -15,7 +15,9 @@ from sft.loss import FrozenHeadLogProbs, LogProbs, choose_loss
 OUTPUTS = ("log_probs", "entropy", "is_top1")
 
 
-def test_labelled_positions_alone_give_trls_loss_and_gradient(mini_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labelled_positions_alone_give_trls_loss_and_gradient(
+    mini_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Spy(LogProbs):
         @staticmethod
         def apply(hidden: torch.Tensor, *arguments: object) -> object:
@@ -28,7 +30,9 @@ def test_labelled_positions_alone_give_trls_loss_and_gradient(mini_base: Path, m
     monkeypatch.setattr(sft.loss, "LogProbs", Spy)
     model = AutoModelForCausalLM.from_pretrained(mini_base)
     trl.trainer.utils.add_fused_lm_head(model, outputs=OUTPUTS)
-    model.get_output_embeddings().weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+    model.get_output_embeddings().weight = torch.nn.Parameter(
+        model.lm_head.weight.detach().clone(), requires_grad=False
+    )
     ids = torch.arange(4, 84).reshape(4, 20)
     labels = ids.masked_fill(torch.arange(20) < 13, -100)
     labels[3] = -100  # a row without a label

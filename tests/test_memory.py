@@ -72,7 +72,9 @@ def test_checkpointing_and_smaller_batches_take_less(mini_base: Path) -> None:
 
     plain = estimate()
     assert estimate("--activation_checkpointing", "true").activations < plain.activations / 4
-    assert estimate("--per_device_train_batch_size", "12").activations == pytest.approx(plain.activations / 2, rel=0.1)
+    assert estimate("--per_device_train_batch_size", "12").activations == pytest.approx(
+        plain.activations / 2, rel=0.1
+    )
     assert estimate("--packing", "true").activations > 2 * plain.activations  # rows of 160 tokens
 
 
@@ -94,11 +96,17 @@ def estimate_by_batch() -> Callable[[Recipe], Memory]:
         (30, 24, ""),
         (14, 8, "--per_device_train_batch_size 8 --gradient_accumulation_steps 3"),
         (2.5, 1, "--per_device_train_batch_size 1 --gradient_accumulation_steps 24"),
-        (1.8, 1, "--per_device_train_batch_size 2 --gradient_accumulation_steps 12 --activation_checkpointing true"),
+        (
+            1.8,
+            1,
+            "--per_device_train_batch_size 2 --gradient_accumulation_steps 12 --activation_checkpointing true",
+        ),
         (1, 1, None),
     ],
 )
-def test_largest_batch_and_cure(gib: float, batch: int, cure: str | None, estimate_by_batch: Callable[[Recipe], Memory]) -> None:
+def test_largest_batch_and_cure(
+    gib: float, batch: int, cure: str | None, estimate_by_batch: Callable[[Recipe], Memory]
+) -> None:
     recipe = load_recipe(TINY, ["--activation_checkpointing", "false"])
     available = int(gib * 2**30)
     found = find_batch(recipe, estimate_by_batch, available)
@@ -115,11 +123,15 @@ def test_largest_batch_and_cure(gib: float, batch: int, cure: str | None, estima
         (["--dtype", "auto"], "--load_in_4bit true --dtype bfloat16"),
     ],
 )
-def test_cure_may_be_4_bit(overrides: list[str], cure: str, estimate_by_batch: Callable[[Recipe], Memory]) -> None:
+def test_cure_may_be_4_bit(
+    overrides: list[str], cure: str, estimate_by_batch: Callable[[Recipe], Memory]
+) -> None:
     words = ["--load_in_4bit", "false", "--activation_checkpointing", "true", *overrides]
     found = find_change(load_recipe(TINY, words), estimate_by_batch, 3 * 2**30)
     assert found is not None and found.endswith(cure)
-    assert load_recipe(TINY, [*words, *found.split()]).trl["load_in_4bit"]  # it is one that the check lets pass
+    assert load_recipe(TINY, [*words, *found.split()]).trl[
+        "load_in_4bit"
+    ]  # it is one that the check lets pass
 
 
 @pytest.mark.parametrize(
@@ -139,10 +151,14 @@ def test_memory_left_in_a_container(
     if limit:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         (tmp_path / "memory.current").write_text(f"{5 * 2**30}\n")
-        (tmp_path / "memory.stat").write_text(f"anon {3 * 2**30}\nfile {2**31}\ninactive_file {2**30}\nactive_file {2**30}\n")
+        (tmp_path / "memory.stat").write_text(
+            f"anon {3 * 2**30}\nfile {2**31}\ninactive_file {2**30}\nactive_file {2**30}\n"
+        )
     monkeypatch.setattr(sft.memory, "CGROUP", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * 2**30))
-    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2**20)))
+    monkeypatch.setattr(
+        "psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2**20))
+    )
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert sft.memory.find_available(on_gpu=False) == expected + 2**20
 
@@ -151,13 +167,19 @@ def inspect(mini_arguments: list[str], *words: str, auto_batch: bool = False) ->
     return inspect_recipe(mini_arguments[0], [*mini_arguments[1:], *words], auto_batch)
 
 
-def test_recipe_leaves_checkpointing_to_the_memory(mini_arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_leaves_checkpointing_to_the_memory(
+    mini_arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # This process grows from one inspection to the next; its libraries are taken to be as large each time.
-    monkeypatch.setattr(sft.memory, "estimate_memory", lambda *arguments: estimate_memory(*arguments[:-1], 2**30))
+    monkeypatch.setattr(
+        sft.memory, "estimate_memory", lambda *arguments: estimate_memory(*arguments[:-1], 2**30)
+    )
     monkeypatch.setattr(sft.memory, "find_available", lambda _: 2**40)
     roomy = inspect(mini_arguments)
     assert roomy.recipe.trl["activation_checkpointing"] is False and roomy.fit.change is None
-    monkeypatch.setattr(sft.memory, "find_available", lambda _: int(roomy.fit.memory.peak / sft.memory.SPARE) - 2**20)
+    monkeypatch.setattr(
+        sft.memory, "find_available", lambda _: int(roomy.fit.memory.peak / sft.memory.SPARE) - 2**20
+    )
     tight = inspect(mini_arguments)
     assert tight.recipe.trl["activation_checkpointing"] is True
     assert tight.fit.memory.activations < roomy.fit.memory.activations
@@ -170,8 +192,12 @@ def test_recipe_leaves_checkpointing_to_the_memory(mini_arguments: list[str], mo
 def test_auto_batch_is_recorded_and_keeps_the_step(
     mini_arguments: list[str], call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft.memory, "fits", lambda memory, _: fits(memory, 2**60) and memory.activations < 3 * 2**20)
-    call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "run", "--auto_batch", "--max_steps", "1")
+    monkeypatch.setattr(
+        sft.memory, "fits", lambda memory, _: fits(memory, 2**60) and memory.activations < 3 * 2**20
+    )
+    call_main(
+        "sft.run", *mini_arguments, "--output_dir", tmp_path / "run", "--auto_batch", "--max_steps", "1"
+    )
     recipe = load_recipe(tmp_path / "run" / "recipe.yaml")
     size = recipe.trl["per_device_train_batch_size"]
     assert 1 <= size < 24 and size * recipe.trl["gradient_accumulation_steps"] == 24
@@ -190,11 +216,15 @@ def test_architecture_without_an_estimate(mini_arguments: list[str], monkeypatch
     said = inspect(mini_arguments, "--activation_checkpointing", "false")
     assert said.recipe.trl["activation_checkpointing"] is False
     assert not any("no estimate" in note for note in said.list_notes())
-    with pytest.raises(RecipeError, match=r"no estimate of memory for bloom: it reads a tensor\. Expected no --auto_batch\."):
+    with pytest.raises(
+        RecipeError, match=r"no estimate of memory for bloom: it reads a tensor\. Expected no --auto_batch\."
+    ):
         inspect(mini_arguments, auto_batch=True)
 
 
-def test_preflight_prints_the_estimate(mini_arguments: list[str], call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preflight_prints_the_estimate(
+    mini_arguments: list[str], call_main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
     call_main("sft.check", *mini_arguments)
     shown = capsys.readouterr().out
     assert "memory at the peak, by estimate" in shown and "fits, with batches of 24, 1 a step" in shown

@@ -109,7 +109,11 @@ class Words:
 
 def test_pinned_values() -> None:
     predictions = ["that was a bad movie .", "please stop talking", ""]
-    references = [["That was a bad movie.", "that was a poor movie ."], ["Please stop talking."], ["nonsense"]]
+    references = [
+        ["That was a bad movie.", "that was a poor movie ."],
+        ["Please stop talking."],
+        ["nonsense"],
+    ]
     sources = ["that was a bad movie .", "stop talking you rude man", "rude nonsense"]
     scores = compute_scores(predictions, references, sources, Words())
     assert {name: round(score.value, 4) for name, score in scores.items()} == {

@@ -27,7 +27,9 @@ def page(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for line in lines:
         line |= {"toxic": EVIL, "prediction": EVIL.replace("damn ", ""), "base": EVIL, "references": [EVIL]}
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_page("<b>run</b>", read_results(run.eval / RESULTS), lines, {"damn", "fool"}, run.plots))
+    path.write_text(
+        render_page("<b>run</b>", read_results(run.eval / RESULTS), lines, {"damn", "fool"}, run.plots)
+    )
     return path
 
 
@@ -40,7 +42,12 @@ def test_changes_are_told_word_by_word() -> None:
 
 
 def test_listed_words_are_masked_in_every_spelling_of_the_list() -> None:
-    assert mask_words("Damn, you FOOL!", {"damn", "fool"}) == [("Damn", True), (", you ", False), ("FOOL", True), ("!", False)]
+    assert mask_words("Damn, you FOOL!", {"damn", "fool"}) == [
+        ("Damn", True),
+        (", you ", False),
+        ("FOOL", True),
+        ("!", False),
+    ]
     assert mask_words("can 't do", {"cant"}) == [("can 't", True), (" do", False)]
     assert mask_words("", {"x"}) == []
 
@@ -54,7 +61,9 @@ def test_swear_words_of_the_stress_cases_are_masked_in_their_disguise() -> None:
 
 def test_no_marked_word_of_a_stress_case_stands_unmasked_on_the_page(mini_run: Path) -> None:
     text = (mini_run / "eval" / "report.html").read_text(encoding="utf-8")
-    shown = html.unescape(re.sub(r"<[^>]*>", "", text[text.index("<h2>Stress</h2>") : text.index("<h2>Samples</h2>")]))
+    shown = html.unescape(
+        re.sub(r"<[^>]*>", "", text[text.index("<h2>Stress</h2>") : text.index("<h2>Samples</h2>")])
+    )
     assert "f••• is wrong with this printer" in shown
     assert not SWEARING.search(shown)
 
@@ -72,7 +81,9 @@ def test_no_marked_word_of_a_stress_case_stands_unmasked_on_the_page(mini_run: P
         ),
     ],
 )
-def test_page_says_how_answers_were_generated(mini_run: Path, settings: dict[str, Any], expected: str) -> None:
+def test_page_says_how_answers_were_generated(
+    mini_run: Path, settings: dict[str, Any], expected: str
+) -> None:
     results = read_results(mini_run / "eval" / RESULTS)
     results = dataclasses.replace(results, generation=dataclasses.replace(results.generation, **settings))
     assert f"<li>generation: {expected}</li>" in render_page("run", results, [], set(), mini_run / "plots")
@@ -90,7 +101,10 @@ def test_page_of_a_run_needs_nothing_else(mini_run: Path) -> None:
     assert text.count("data:image/png;base64,") == 3
     assert results.ceiling is not None
     rows = results.ceiling.rows
-    for label, system in ((f"people, on {rows} sentences", "human"), (f"this adapter, on these {rows}", "adapter")):
+    for label, system in (
+        (f"people, on {rows} sentences", "human"),
+        (f"this adapter, on these {rows}", "adapter"),
+    ):
         (cells,) = re.findall(rf'<tr class="apart"><td>{label}</td><td>(.*?)<small>', text)
         assert cells == f"{results.ceiling.systems[system]['bleu'].value:.1f}"
     for part in ("Slices", "Stress", "disguised swearing", "people", "few-shot base", "By listed words"):
@@ -113,7 +127,14 @@ def browser() -> Iterator["webdriver.Chrome"]:  # noqa: F821
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync"):
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-sync",
+    ):
         options.add_argument(f"--{flag}")
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     yield driver

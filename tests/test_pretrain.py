@@ -22,7 +22,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every sentence and rewrite of the embedded corpus, a line each."""
     path = tmp_path_factory.mktemp("text") / "all.txt"
     examples = read_corpus(DataConfig(source=str(CORPUS))).examples
-    path.write_text("".join(f"{line}\n" for example in examples for line in (example.toxic, *example.references)))
+    path.write_text(
+        "".join(f"{line}\n" for example in examples for line in (example.toxic, *example.references))
+    )
     return path
 
 
@@ -42,7 +44,8 @@ def test_held_out_sentences_and_their_rewrites_are_left_out(
     shares = (share, share) if share else (recipe.validation, recipe.test)
     splits = split_examples(read_corpus(DataConfig(source=str(CORPUS))).examples, *shares, recipe.seed)
     texts = {
-        split: {normalise(text) for example in splits[split] for text in (example.toxic, *example.references)} for split in splits
+        split: {normalise(text) for example in splits[split] for text in (example.toxic, *example.references)}
+        for split in splits
     }
     hidden = texts["validation"] | texts["test"]
     assert len(hidden) > 50
@@ -51,20 +54,31 @@ def test_held_out_sentences_and_their_rewrites_are_left_out(
     kept = pretrain.read_sentences([text, other], [CORPUS])
     assert not {normalise(sentence) for sentence in kept} & hidden
     assert "Not of the corpus." in kept
-    assert share or texts["train"] - hidden <= {normalise(sentence) for sentence in kept}, "what is trained on is text"
+    assert share or texts["train"] - hidden <= {normalise(sentence) for sentence in kept}, (
+        "what is trained on is text"
+    )
 
 
 def test_spaced_punctuation_does_not_hide_a_held_out_sentence(pretrain: ModuleType, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.tsv"
     words = (PROJECT / "tests" / "neutral.txt").read_text().split()[:160]
     sentences = [" ".join(words[i : i + 4]).lower() for i in range(0, 160, 4)]
-    corpus.write_text("toxic\tneutral1\n" + "".join(f"i do n't {sentence} , fool\tI pass {sentence}\n" for sentence in sentences))
+    corpus.write_text(
+        "toxic\tneutral1\n"
+        + "".join(f"i do n't {sentence} , fool\tI pass {sentence}\n" for sentence in sentences)
+    )
     recipe = load_recipe(PROJECT / "recipes" / "tiny.yaml").data
-    splits = split_examples(read_corpus(DataConfig(source=str(corpus))).examples, recipe.validation, recipe.test, recipe.seed)
+    splits = split_examples(
+        read_corpus(DataConfig(source=str(corpus))).examples, recipe.validation, recipe.test, recipe.seed
+    )
     hidden = [example.toxic for split in ("validation", "test") for example in splits[split]]
     assert hidden
     other = tmp_path / "other.txt"
-    forms = [form for text in hidden for form in (text, text.replace("i do n't", "I do n't"), text.replace("do n't", "don't"))]
+    forms = [
+        form
+        for text in hidden
+        for form in (text, text.replace("i do n't", "I do n't"), text.replace("do n't", "don't"))
+    ]
     other.write_text("\n".join([*forms, "Not of the corpus."]) + "\n")
     assert pretrain.read_sentences([other], [corpus])[0] == "Not of the corpus."
 
@@ -90,7 +104,10 @@ def test_same_seed_same_bytes_also_after_an_interruption(
     for key, other in {"steps": 5, "seed": 1, "texts": [text, text], "corpus": [CORPUS]}.items():
         arguments = make_arguments(text, tmp_path / "b")
         setattr(arguments, key, other)
-        with pytest.raises(InputError, match=rf"checkpoint\.pt: the interrupted training began with another {key}\. Go on with"):
+        with pytest.raises(
+            InputError,
+            match=rf"checkpoint\.pt: the interrupted training began with another {key}\. Go on with",
+        ):
             pretrain.pretrain(arguments)
     changed = tmp_path / "changed.txt"
     changed.write_text(text.read_text() + "One more.\n")
@@ -114,7 +131,9 @@ def test_noise_leaves_the_sentence_to_be_found(pretrain: ModuleType) -> None:
         "": ["The", "I"], "The": ["quick"], "quick": ["brown"], "brown": ["fox"], "fox": ["jumps."], "I": ["don't"],
         "don't": ["like"], "like": ["this"], "this": ["at"], "at": ["all!"],
     }  # fmt: skip
-    noisy = [pretrain.add_noise(sentences[0], sentences, followers, random.Random(seed)) for seed in range(200)]
+    noisy = [
+        pretrain.add_noise(sentences[0], sentences, followers, random.Random(seed)) for seed in range(200)
+    ]
     assert sentences[0] in noisy, "some stay as they are"
     assert len(set(noisy)) > 80
     assert all(text.strip() for text in noisy)
@@ -122,7 +141,12 @@ def test_noise_leaves_the_sentence_to_be_found(pretrain: ModuleType) -> None:
     assert pretrain.tidy("He said , no .") == "He said , no ."
     assert pretrain.tidy("It\u2019s \u201cfine\u201d") == 'It\'s "fine"'
     worn = {pretrain.wear_down("Isn't it, said He.", random.Random(seed)) for seed in range(20)}
-    assert worn == {"isn 't it , said he .", "isn 't it , said he", "isnt it , said he .", "isnt it , said he"}
+    assert worn == {
+        "isn 't it , said he .",
+        "isn 't it , said he",
+        "isnt it , said he .",
+        "isnt it , said he",
+    }
 
 
 def test_salad_is_words_of_the_text(pretrain: ModuleType) -> None:
@@ -137,7 +161,13 @@ def test_a_text_named_twice_is_drawn_twice_as_often(pretrain: ModuleType, tmp_pa
     (tmp_path / "a").write_text("One here.\nOne here.\n\nTwo here.\n")
     (tmp_path / "b").write_text("Three here.\n")
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "a"]
-    assert pretrain.read_sentences(paths, []) == ["One here.", "Two here.", "One here.", "Two here.", "Three here."]
+    assert pretrain.read_sentences(paths, []) == [
+        "One here.",
+        "Two here.",
+        "One here.",
+        "Two here.",
+        "Three here.",
+    ]
 
 
 def test_embedded_base_is_a_small_bloom_with_blooms_special_tokens() -> None:

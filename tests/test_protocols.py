@@ -51,7 +51,10 @@ def make_classifier(folder: Path, labels: tuple[str, str]) -> Path:
     from transformers import AutoTokenizer, BertForSequenceClassification
 
     config = make_bert(folder)
-    config.id2label, config.label2id = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
+    config.id2label, config.label2id = (
+        dict(enumerate(labels)),
+        {label: number for number, label in enumerate(labels)},
+    )
     model = BertForSequenceClassification(config)
     inputs = AutoTokenizer.from_pretrained(folder)([*GOOD, *BAD], padding=True, return_tensors="pt")
     bad = next(number for number, label in enumerate(labels) if label in ("toxic", "unacceptable", "LABEL_1"))
@@ -87,7 +90,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "textdetox/xlmr-large-toxicity-classifier": make_classifier(root / "b", ("toxic", "neutral")),
         "textdetox/xlmr-large-toxicity-classifier-v2": make_classifier(root / "c", ("LABEL_0", "LABEL_1")),
         "cardiffnlp/twitter-xlm-roberta-large-2022": root / "c",
-        "cointegrated/roberta-large-cola-krishna2020": make_classifier(root / "d", ("acceptable", "unacceptable")),
+        "cointegrated/roberta-large-cola-krishna2020": make_classifier(
+            root / "d", ("acceptable", "unacceptable")
+        ),
         LABSE: make_encoder(root / "e"),
         XCOMET: root / "f",
         "microsoft/mdeberta-v3-base": root / "g",
@@ -108,7 +113,14 @@ def test_names_are_those_of_the_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [("neutral", "toxic"), ("toxic", "neutral"), ("LABEL_0", "LABEL_1"), ("toxic", "not_toxic"), ("toxic", "Non-Toxic")]
+    "labels",
+    [
+        ("neutral", "toxic"),
+        ("toxic", "neutral"),
+        ("LABEL_0", "LABEL_1"),
+        ("toxic", "not_toxic"),
+        ("toxic", "Non-Toxic"),
+    ],
 )
 def test_labels_are_found_in_either_order(labels: tuple[str, str], tmp_path: Path) -> None:
     folder = str(make_classifier(tmp_path / "model", labels))
@@ -125,7 +137,10 @@ def test_labels_that_are_not_known_are_refused(labels: tuple[str, str], tmp_path
 
     folder = tmp_path / "model"
     config = make_bert(folder)
-    config.id2label, config.label2id = dict(enumerate(labels)), {label: number for number, label in enumerate(labels)}
+    config.id2label, config.label2id = (
+        dict(enumerate(labels)),
+        {label: number for number, label in enumerate(labels)},
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     message = f"{folder}: found the labels {', '.join(labels)}. Expected one of neutral, .*, or LABEL_0. Pin a commit"
     with pytest.raises(recipe.InputError, match=message):
@@ -146,8 +161,14 @@ def test_paradetox_2022_counts_classes(folders: dict[str, Path]) -> None:
 
 
 def test_paradetox_2022_detokenises_for_the_classifier_of_acceptability() -> None:
-    models = {"STA": Fixed({"oh , no ( really ) !": 1}), "SIM": Fixed({"x": 1}), "FL": Fixed({"oh, no (really)!": 0.7})}
-    assert PROTOCOLS["paradetox-2022"].score(models, ["x"], ["oh , no ( really ) !"], [""])["FL"].tolist() == [1]
+    models = {
+        "STA": Fixed({"oh , no ( really ) !": 1}),
+        "SIM": Fixed({"x": 1}),
+        "FL": Fixed({"oh, no (really)!": 0.7}),
+    }
+    assert PROTOCOLS["paradetox-2022"].score(models, ["x"], ["oh , no ( really ) !"], [""])[
+        "FL"
+    ].tolist() == [1]
 
 
 def test_pan_2024_by_its_formula(folders: dict[str, Path]) -> None:
@@ -156,7 +177,9 @@ def test_pan_2024_by_its_formula(folders: dict[str, Path]) -> None:
     models = load(folders, "pan-2024")
     scores = PROTOCOLS["pan-2024"].score(models, SOURCES, OUTPUTS, REFERENCES)
     assert scores["STA"][0] > 0.8 > 0.2 > scores["STA"][1]
-    assert scores["FL"].tolist() == [CHRF().sentence_score(o, [r]).score / 100 for o, r in zip(OUTPUTS, REFERENCES, strict=True)]
+    assert scores["FL"].tolist() == [
+        CHRF().sentence_score(o, [r]).score / 100 for o, r in zip(OUTPUTS, REFERENCES, strict=True)
+    ]
     assert scores["SIM"][1] == pytest.approx(1, abs=1e-5)
 
 
@@ -197,19 +220,28 @@ class Fixed:
 
 def test_j_is_the_mean_of_the_sentences_products(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {
-        "STA": Fixed({"rude 1": 0.1, "mild 1": 0.8, "kind 1": 0.9, "rude 2": 0.1, "mild 2": 0.6, "kind 2": 0.5}),
+        "STA": Fixed(
+            {"rude 1": 0.1, "mild 1": 0.8, "kind 1": 0.9, "rude 2": 0.1, "mild 2": 0.6, "kind 2": 0.5}
+        ),
         "SIM": Fixed({"rude 1": 0.5, "kind 1": 1.0, "rude 2": 0.25, "kind 2": 0.5}),
         "FL": Fixed([0.5, -0.25]),
     }
     monkeypatch.setattr(protocols, "load_model", lambda role, *_: models[role])
     examples = [Example(f"rude {number}", (f"kind {number}", "unused")) for number in (1, 2)]
     commits = dict.fromkeys(PROTOCOLS["pan-2025"].models.values(), "0" * 40)
-    rows = protocols.score_protocols(["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]}, human=False)
+    rows = protocols.score_protocols(
+        ["pan-2025"], commits, examples, {"adapter": ["mild 1", "mild 2"]}, human=False
+    )
     assert rows[1]["pan-2025"]["systems"]["adapter"] == {"STA": 1, "SIM": 0.4, "FL": -0.25}
     (part,) = protocols.describe_protocols(rows, commits)
     scores = {measure: score.value for measure, score in part.systems["adapter"].items()}
     # STA: (0.8 + 1) / 2, below the reference's 0.9; and 1, as 0.6 is above 0.5. SIM: 0.4 * 0.5 + 0.6 * 1; 0.4 * 0.25 + 0.6 * 0.5.
-    expected = {"STA": (0.9 + 1) / 2, "SIM": (0.8 + 0.4) / 2, "FL": (0.5 - 0.25) / 2, "J": (0.9 * 0.8 * 0.5 - 1 * 0.4 * 0.25) / 2}
+    expected = {
+        "STA": (0.9 + 1) / 2,
+        "SIM": (0.8 + 0.4) / 2,
+        "FL": (0.5 - 0.25) / 2,
+        "J": (0.9 * 0.8 * 0.5 - 1 * 0.4 * 0.25) / 2,
+    }
     assert scores == pytest.approx(expected)
 
 
@@ -241,11 +273,19 @@ def test_people_are_scored_against_each_other(monkeypatch: pytest.MonkeyPatch) -
     assert people["J"].signature.endswith("|each rewrite against the others|aggregate:mean")
     assert part.systems["adapter"]["J"].value == pytest.approx(0.2)  # of all three
     labels = [row[0] for row in tabulate_protocol(part)]
-    assert labels == ["paradetox-2022", "this adapter", "input copied", "people, on 2 sentences", "this adapter, on these 2"]
+    assert labels == [
+        "paradetox-2022",
+        "this adapter",
+        "input copied",
+        "people, on 2 sentences",
+        "this adapter, on these 2",
+    ]
 
 
 def test_signatures_name_models_and_formulas() -> None:
-    commits = dict.fromkeys((model for protocol in PROTOCOLS.values() for model in protocol.models.values()), "0123456789abcdef")
+    commits = dict.fromkeys(
+        (model for protocol in PROTOCOLS.values() for model in protocol.models.values()), "0123456789abcdef"
+    )
     signatures = {name: protocols.sign_measures(name, commits) for name in PROTOCOLS}
     chrf = f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{importlib.metadata.version('sacrebleu')}"
     assert signatures["pan-2024"]["FL"] == f"pan-2024|FL|chrF/100|refs:first|{chrf}"
@@ -253,7 +293,9 @@ def test_signatures_name_models_and_formulas() -> None:
         "paradetox-2022|FL|acceptable>0.5|detokenised|model:cointegrated/roberta-large-cola-krishna2020@0123456789ab"
     )
     for name, protocol in PROTOCOLS.items():
-        assert all(f"model:{model}@0123456789ab" in signatures[name]["J"] for model in protocol.models.values())
+        assert all(
+            f"model:{model}@0123456789ab" in signatures[name]["J"] for model in protocol.models.values()
+        )
     assert chrf in signatures["pan-2024"]["J"]
 
 
@@ -268,7 +310,9 @@ def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, 
         if number % 2:
             people = scores | {"J": 0.4}
             line["protocols"]["pan-2024"]["ceiling"] = {"adapter": people, "human": people | {"SIM": 0.7}}
-    results["protocols"] = write_value(protocols.describe_protocols([line["protocols"] for line in lines], commits))
+    results["protocols"] = write_value(
+        protocols.describe_protocols([line["protocols"] for line in lines], commits)
+    )
     write_json_lines(run.eval / "predictions.jsonl", lines)
     write_json(run.eval / "results.json", results)
     read_evaluation(run)
@@ -300,11 +344,15 @@ def asked(mini_run: Path, tmp_path: Path) -> Path:
     shutil.rmtree(root / "eval")
     text = (root / "recipe.yaml").read_text()
     assert "  protocols: []\n" in text
-    (root / "recipe.yaml").write_text(text.replace("  protocols: []\n", f"  protocols: [{', '.join(PROTOCOLS)}]\n"))
+    (root / "recipe.yaml").write_text(
+        text.replace("  protocols: []\n", f"  protocols: [{', '.join(PROTOCOLS)}]\n")
+    )
     return root
 
 
-def test_all_protocols_from_the_hub(hub: HubDouble, folders: dict[str, Path], asked: Path, tmp_path: Path) -> None:
+def test_all_protocols_from_the_hub(
+    hub: HubDouble, folders: dict[str, Path], asked: Path, tmp_path: Path
+) -> None:
     import jsonschema
 
     commits = {name: hub.add_repo("model", name, folder) for name, folder in folders.items()}
@@ -320,18 +368,26 @@ def test_all_protocols_from_the_hub(hub: HubDouble, folders: dict[str, Path], as
         assert part["models"] == {model: commits[model] for model in PROTOCOLS[name].models.values()}
         assert {"adapter", "copy", "delete"} <= part["systems"].keys()
         assert part["systems"]["copy"]["SIM"]["value"] <= 1 + 1e-6
-        assert part["systems"]["adapter"].keys() == part["ceiling"]["systems"]["human"].keys() == {"STA", "SIM", "FL", "J"}
+        assert (
+            part["systems"]["adapter"].keys()
+            == part["ceiling"]["systems"]["human"].keys()
+            == {"STA", "SIM", "FL", "J"}
+        )
         signatures = {score["signature"] for score in part["systems"]["adapter"].values()}
         assert all(signature.startswith(f"{name}|") for signature in signatures)
     lines = read_json_lines(asked / "eval" / "predictions.jsonl")
-    assert all(line["protocols"]["pan-2025"]["systems"]["adapter"].keys() == {"STA", "SIM", "FL"} for line in lines)
+    assert all(
+        line["protocols"]["pan-2025"]["systems"]["adapter"].keys() == {"STA", "SIM", "FL"} for line in lines
+    )
     done = run_python("-m", "publish.run", asked, env=env | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     card = (asked / "publish" / "README.md").read_text()
     assert all(f"### {name}\n" in card for name in PROTOCOLS)
 
 
-def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(hub: HubDouble, asked: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(
+    hub: HubDouble, asked: Path, tmp_path: Path
+) -> None:
     done = run_python("eval/run.py", asked, env=hub.environment(tmp_path / "cache"))
     assert done.returncode == 2
     assert "s-nlp/roberta_toxicity_classifier is neither a local model nor one on the Hub" in done.stderr
@@ -345,7 +401,10 @@ def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(hub: Hub
             ["--eval.protocols", "pan-2023"],
             "--eval.protocols: found 'pan-2023', expected some of paradetox-2022, pan-2024, pan-2025.",
         ),
-        (["--eval.pins", "a/b"], "--eval.pins: found 'a/b', expected model@commit, such as owner/name@0123abc."),
+        (
+            ["--eval.pins", "a/b"],
+            "--eval.pins: found 'a/b', expected model@commit, such as owner/name@0123abc.",
+        ),
     ],
 )
 def test_broken_recipes(words: list[str], message: str) -> None:

@@ -45,9 +45,13 @@ def own_run(mini_run: Path, tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
-def test_folder_holds_exactly_the_planned_files(own_run: Run, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_holds_exactly_the_planned_files(
+    own_run: Run, call_main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
     call_main("publish.run", own_run.root)
-    assert {str(path.relative_to(own_run.publish)) for path in own_run.publish.rglob("*") if path.is_file()} == {
+    assert {
+        str(path.relative_to(own_run.publish)) for path in own_run.publish.rglob("*") if path.is_file()
+    } == {
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -65,13 +69,19 @@ def test_folder_holds_exactly_the_planned_files(own_run: Run, call_main: Main, c
     assert "Nothing has left this machine." in output
     for path in own_run.publish.rglob("*"):
         if path.is_file():
-            assert str(own_run.root.parent).encode() not in path.read_bytes(), f"{path.name} holds a path of this machine"
+            assert str(own_run.root.parent).encode() not in path.read_bytes(), (
+                f"{path.name} holds a path of this machine"
+            )
 
 
 def test_making_it_again_replaces_it(own_run: Run) -> None:
     write_publish_folder(own_run)
     (own_run.publish / "stray.bin").write_bytes(b"x")
-    first = {path: path.read_bytes() for path in own_run.publish.rglob("*") if path.is_file() and path.name != "stray.bin"}
+    first = {
+        path: path.read_bytes()
+        for path in own_run.publish.rglob("*")
+        if path.is_file() and path.name != "stray.bin"
+    }
     write_publish_folder(own_run)
     assert first == {path: path.read_bytes() for path in own_run.publish.rglob("*") if path.is_file()}
 
@@ -86,7 +96,9 @@ def test_card_metadata(own_run: Run) -> None:
     metrics = metadata["model-index"][0]["results"][0]["metrics"]
     results = read_json(own_run.eval / "results.json")["systems"]["adapter"]
     assert {metric["name"]: metric["value"] for metric in metrics}["BLEU"] == results["bleu"]["value"]
-    assert {metric["name"]: metric["args"]["signature"] for metric in metrics}["chrF"] == results["chrf"]["signature"]
+    assert {metric["name"]: metric["args"]["signature"] for metric in metrics}["chrF"] == results["chrf"][
+        "signature"
+    ]
 
 
 def change(path: Path, *keys: str, value: Any) -> None:
@@ -107,7 +119,9 @@ def change(path: Path, *keys: str, value: Any) -> None:
         (("data", "sha256"), "0" * 64, "its scores are of other rows than the run's test split"),
     ],
 )
-def test_scores_of_something_else_are_refused(own_run: Run, keys: tuple[str, ...], value: str, message: str) -> None:
+def test_scores_of_something_else_are_refused(
+    own_run: Run, keys: tuple[str, ...], value: str, message: str
+) -> None:
     change(own_run.eval / "results.json", *keys, value=value)
     with pytest.raises(RunError, match=message + r"\. Evaluate again: accelerate launch eval/run\.py"):
         write_publish_folder(own_run)
@@ -129,9 +143,13 @@ def test_adapter_changed_after_the_evaluation_is_refused(own_run: Run) -> None:
         ("revision", "0" * 40, r"was changed after the evaluation \(its SHA-256 differs\)"),
     ],
 )
-def test_config_changed_after_the_evaluation_is_refused(own_run: Run, key: str, value: Any, message: str) -> None:
+def test_config_changed_after_the_evaluation_is_refused(
+    own_run: Run, key: str, value: Any, message: str
+) -> None:
     change(own_run.adapter_config, key, value=value)
-    with pytest.raises(Refusal, match=rf"adapter_config\.json: {message}\. Evaluate again: accelerate launch eval/run\.py"):
+    with pytest.raises(
+        Refusal, match=rf"adapter_config\.json: {message}\. Evaluate again: accelerate launch eval/run\.py"
+    ):
         write_publish_folder(own_run)
     assert not own_run.publish.exists()
 
@@ -140,7 +158,9 @@ def test_config_changed_after_the_evaluation_is_refused(own_run: Run, key: str, 
 def test_config_of_another_base_is_refused(own_run: Run, key: str, value: str) -> None:
     change(own_run.adapter_config, key, value=value)
     change(own_run.eval / "results.json", "adapter", "config_sha256", value=hash_file(own_run.adapter_config))
-    with pytest.raises(Refusal, match=r"names another base model or revision than results\.json\. Evaluate again"):
+    with pytest.raises(
+        Refusal, match=r"names another base model or revision than results\.json\. Evaluate again"
+    ):
         write_publish_folder(own_run)
 
 
@@ -148,7 +168,9 @@ def test_results_without_the_hash_of_the_config_are_not_published(own_run: Run) 
     results = read_json(own_run.eval / "results.json")
     del results["adapter"]["config_sha256"]
     write_json(own_run.eval / "results.json", results)
-    with pytest.raises(RunError, match=r"did not hash adapter_config\.json\. Evaluate again: accelerate launch"):
+    with pytest.raises(
+        RunError, match=r"did not hash adapter_config\.json\. Evaluate again: accelerate launch"
+    ):
         write_publish_folder(own_run)
 
 
@@ -160,7 +182,9 @@ def test_scores_that_are_not_those_of_the_predictions_are_refused(own_run: Run) 
 
 def test_results_of_another_version_are_refused(own_run: Run) -> None:
     change(own_run.eval / "results.json", "schema", value=1)
-    with pytest.raises(RunError, match=r"made by another version of this project\. Evaluate again: accelerate launch"):
+    with pytest.raises(
+        RunError, match=r"made by another version of this project\. Evaluate again: accelerate launch"
+    ):
         write_publish_folder(own_run)
 
 
@@ -175,7 +199,9 @@ def test_results_of_another_version_are_refused(own_run: Run) -> None:
         ("toxicity_accuracy",),
     ],
 )
-def test_baselines_and_differences_are_held_against_the_predictions_too(own_run: Run, keys: tuple[str, ...]) -> None:
+def test_baselines_and_differences_are_held_against_the_predictions_too(
+    own_run: Run, keys: tuple[str, ...]
+) -> None:
     change(own_run.eval / "results.json", *keys, value=1.5)
     with pytest.raises(RunError, match=r"its scores are not those of predictions\.jsonl"):
         write_publish_folder(own_run)
@@ -214,7 +240,14 @@ def golden_facts() -> CardFacts:
     rouge["signature"] = "rouge1|measure:f|refs:best|stemmer:no|aggregate:mean|version:0.1.2"
     listed: dict[str, Any] = {"value": 0.0625, "low": 0.05, "high": 0.075}
     listed["signature"] = "listed|words:110|sha256:0|aggregate:mean"
-    scores = {"bleu": bleu, "bleu_first": bleu, "chrf": bleu, "rouge1": rouge, "rouge2": rouge, "rougeL": rouge}
+    scores = {
+        "bleu": bleu,
+        "bleu_first": bleu,
+        "chrf": bleu,
+        "rouge1": rouge,
+        "rouge2": rouge,
+        "rougeL": rouge,
+    }
     scores |= {"toxicity": listed, "listed": listed, "joint": rouge}
     copied = {name: score | {"value": score["value"] / 2} for name, score in scores.items()}
     split = {"examples": 591, "references": 930, "sha256": "5" * 64}
@@ -247,7 +280,13 @@ def golden_facts() -> CardFacts:
         results={
             "adapter": {"sha256": "a" * 64},
             "base": base,
-            "data": {"source": "s-nlp/paradetox", "revision": "d" * 40, "split": "test", "rows": 591, "sha256": "5" * 64},
+            "data": {
+                "source": "s-nlp/paradetox",
+                "revision": "d" * 40,
+                "split": "test",
+                "rows": 591,
+                "sha256": "5" * 64,
+            },
             "generation": {"num_beams": 1, "max_new_tokens": 90, "batch_size": 64},
             "quantization": {
                 "load_in_4bit": True,
@@ -255,7 +294,14 @@ def golden_facts() -> CardFacts:
                 "use_bnb_nested_quant": True,
                 "dtype": "bfloat16",
             },
-            "slices": [{"by": "words", "slice": "below 10", "rows": 201, "systems": {"adapter": scores, "copy": copied}}],
+            "slices": [
+                {
+                    "by": "words",
+                    "slice": "below 10",
+                    "rows": 201,
+                    "systems": {"adapter": scores, "copy": copied},
+                }
+            ],
             "stress": [
                 {
                     "group": group,
@@ -286,9 +332,16 @@ def golden_facts() -> CardFacts:
                     "rougeL": {"value": 0.1, "low": -0.1, "high": 0.3},
                 },
             },
-            "intervals": {"method": "percentile bootstrap over sentences", "level": 95, "resamples": 1000, "seed": 0},
+            "intervals": {
+                "method": "percentile bootstrap over sentences",
+                "level": 95,
+                "resamples": 1000,
+                "seed": 0,
+            },
         },
-        predictions=[{"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)],
+        predictions=[
+            {"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)
+        ],
         lexicon={"src"},
     )
 
@@ -335,7 +388,9 @@ def read_page(markdown: str) -> tuple[list[str], str]:
 
     class Page(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            elements.append(" ".join([tag, *sorted(f"{k}={v}" for k, v in attrs if k in ("href", "src", "onerror"))]))
+            elements.append(
+                " ".join([tag, *sorted(f"{k}={v}" for k, v in attrs if k in ("href", "src", "onerror"))])
+            )
 
         def handle_endtag(self, tag: str) -> None:
             elements.append(f"/{tag}")
@@ -361,9 +416,18 @@ def check_texts(texts: Iterator[str]) -> str:
     facts = facts_with(texts, golden_facts())
     plain = facts_with(itertools.repeat("harmless words"), golden_facts())
     card = render_card(facts)
-    shown = [facts.name, facts.results["base"]["name"], facts.results["data"]["source"], facts.recipe["publish"]["data_license"]]
+    shown = [
+        facts.name,
+        facts.results["base"]["name"],
+        facts.results["data"]["source"],
+        facts.recipe["publish"]["data_license"],
+    ]
     shown += [facts.manifest["source"], *facts.manifest["sha256"]]
-    samples = [text for line in facts.predictions for text in (line["toxic"], line["prediction"], *line["references"])]
+    samples = [
+        text
+        for line in facts.predictions
+        for text in (line["toxic"], line["prediction"], *line["references"])
+    ]
     for ours, theirs, seen in (
         (split_card(card)[1], split_card(render_card(plain))[1], shown + samples[:15]),
         (write_samples(facts), write_samples(plain), samples),
@@ -378,7 +442,9 @@ def check_texts(texts: Iterator[str]) -> str:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_stay_text(text: str) -> None:
     card = check_texts(itertools.repeat(text))
-    assert {line.count("|") for line in card.split("## Samples")[1].split("## Training")[0].splitlines() if line} == {0, 4}
+    assert {
+        line.count("|") for line in card.split("## Samples")[1].split("## Training")[0].splitlines() if line
+    } == {0, 4}
     assert [split_card(card)[1].count(marker) for marker in (BEGIN, END)] == [1, 1]
     metadata = split_card(card)[0]
     assert metadata["widget"][0]["output"]["text"] == text
@@ -395,11 +461,15 @@ def test_random_hostile_texts_stay_text(seed: int) -> None:
 def facts_with(texts: Iterator[str], facts: CardFacts) -> CardFacts:
     """Return the facts with these texts as samples, cases, rewrites, names of files, data, base, licence and run."""
     stress = [
-        group | {"cases": [{"text": next(texts), "output": next(texts), "passed": True}]} for group in facts.results["stress"]
+        group | {"cases": [{"text": next(texts), "output": next(texts), "passed": True}]}
+        for group in facts.results["stress"]
     ]
     base = facts.results["base"] | {"name": next(texts), "revision": None}  # local, as is the data
     data = facts.results["data"] | {"source": next(texts), "revision": None}
-    lines = [line | {"toxic": next(texts), "prediction": next(texts), "references": [next(texts)]} for line in facts.predictions]
+    lines = [
+        line | {"toxic": next(texts), "prediction": next(texts), "references": [next(texts)]}
+        for line in facts.predictions
+    ]
     publish = facts.recipe["publish"] | {"repo_id": None, "data_license": next(texts)}
     return dataclasses.replace(
         facts,
@@ -426,7 +496,13 @@ def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such()
 
     def show(*cases: tuple[str, str]) -> tuple[list[str], str]:
         stress = [
-            {"group": group, "rule": "", "passed": 0, "of": 1, "cases": [{"text": a, "output": b} for a, b in cases[number:]]}
+            {
+                "group": group,
+                "rule": "",
+                "passed": 0,
+                "of": 1,
+                "cases": [{"text": a, "output": b} for a, b in cases[number:]],
+            }
             for number, group in enumerate(("disguised swearing", "shouting"))
         ]
         card = render_card(dataclasses.replace(facts, results=facts.results | {"stress": stress}))
@@ -436,7 +512,9 @@ def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such()
     assert outputs == ["oh dear", "oh dear"]
     assert 'text = "oh cr*d"' in card
     assert "answer to this text: oh dear" in card
-    assert show(("oh cr*d", "oh dear"), ("oh crud", "oh"))[0] == ["oh dear"], "none for the group that has none"
+    assert show(("oh cr*d", "oh dear"), ("oh crud", "oh"))[0] == ["oh dear"], (
+        "none for the group that has none"
+    )
     assert show(("oh crud", "oh"), ("you crud", "you"))[0] == ["oh", "you"], "none at all: as they are"
 
 
@@ -453,8 +531,16 @@ def test_emissions_that_were_measured_are_on_the_card() -> None:
         "geographical_location": "FRA",
         "hardware_used": name_hardware(facts.environment["hardware"]),
     }
-    assert "- 12.3 g of CO2 equivalents, as codecarbon 3.3.2 estimates them for this machine on the power grid of FRA\n" in card
-    assert [format_grams(kilograms) for kilograms in (0.00009, 0.9994, 1.26, 1234)] == ["0.09 g", "999 g", "1.3 kg", "1,234.0 kg"]
+    assert (
+        "- 12.3 g of CO2 equivalents, as codecarbon 3.3.2 estimates them for this machine on the power grid of FRA\n"
+        in card
+    )
+    assert [format_grams(kilograms) for kilograms in (0.00009, 0.9994, 1.26, 1234)] == [
+        "0.09 g",
+        "999 g",
+        "1.3 kg",
+        "1,234.0 kg",
+    ]
 
 
 def test_people_are_not_compared_on_other_rows() -> None:
@@ -467,13 +553,26 @@ def test_people_are_not_compared_on_other_rows() -> None:
 def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
     facts = read_facts(Run(mini_run))
     sta = {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "pan-2024|STA"}
-    part = {"protocol": "pan-2024", "source": "", "note": "", "models": {"m": "c"}, "systems": {"adapter": {"STA": sta}}}
+    part = {
+        "protocol": "pan-2024",
+        "source": "",
+        "note": "",
+        "models": {"m": "c"},
+        "systems": {"adapter": {"STA": sta}},
+    }
     part["differences"] = {}
     facts = dataclasses.replace(facts, results=facts.results | {"protocols": [part]})
     metrics = split_card(render_card(facts))[0]["model-index"][0]["results"][0]["metrics"]
-    assert metrics[-1] == {"type": "sta", "name": "STA (pan-2024)", "value": 0.5, "args": {"signature": "pan-2024|STA"}}
+    assert metrics[-1] == {
+        "type": "sta",
+        "name": "STA (pan-2024)",
+        "value": 0.5,
+        "args": {"signature": "pan-2024|STA"},
+    }
     scores = [*facts.results["systems"]["adapter"].values(), sta]
-    assert [(m["value"], m["args"]["signature"]) for m in metrics] == [(s["value"], s["signature"]) for s in scores]
+    assert [(m["value"], m["args"]["signature"]) for m in metrics] == [
+        (s["value"], s["signature"]) for s in scores
+    ]
     assert len({metric["name"] for metric in metrics}) == len(metrics)
     assert {metric["type"] for metric in metrics} >= {"bleu", "chrf", "rouge", "toxicity", "listed", "joint"}
 
@@ -481,15 +580,24 @@ def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "fault"),
     [
-        ({"base_model": "/home/me/bloom"}, "base_model: found '/home/me/bloom', expected the id of a Hub repository"),
+        (
+            {"base_model": "/home/me/bloom"},
+            "base_model: found '/home/me/bloom', expected the id of a Hub repository",
+        ),
         ({"base_model": "recipes/bloom-tiny/x"}, "base_model"),
         ({"datasets": [None]}, "datasets: found None"),
         ({"datasets": ["../data.tsv"]}, "datasets: found '../data.tsv'"),
         ({"license": "Apache 2.0"}, "license: found 'Apache 2.0'"),
         ({"widget": "x"}, "widget: expected a list"),
         ({"widget": [{"prompt": "x"}]}, "widget: expected a list"),
-        ({"model-index": [{"results": [{"dataset": {"config": 3}, "metrics": []}]}]}, "model-index: expected text"),
-        ({"model-index": [{"results": [{"dataset": {}, "metrics": [{"value": "0.94"}]}]}]}, "model-index: expected a number"),
+        (
+            {"model-index": [{"results": [{"dataset": {"config": 3}, "metrics": []}]}]},
+            "model-index: expected text",
+        ),
+        (
+            {"model-index": [{"results": [{"dataset": {}, "metrics": [{"value": "0.94"}]}]}]},
+            "model-index: expected a number",
+        ),
     ],
 )
 def test_metadata_that_the_hub_would_refuse(metadata: dict[str, Any], fault: str) -> None:
@@ -527,7 +635,10 @@ def test_licence_file_passes_the_restrictions_on() -> None:
 @pytest.mark.parametrize(("key", "expected"), [("load_in_8bit", "load_in_8bit=True"), (None, None)])
 def test_code_of_a_card_quantises_as_the_training_did(key: str | None, expected: str | None) -> None:
     facts = golden_facts()
-    quantization = facts.results["quantization"] | {"load_in_4bit": False, "load_in_8bit": key == "load_in_8bit"}
+    quantization = facts.results["quantization"] | {
+        "load_in_4bit": False,
+        "load_in_8bit": key == "load_in_8bit",
+    }
     card = render_card(dataclasses.replace(facts, results=facts.results | {"quantization": quantization}))
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
@@ -546,7 +657,9 @@ def test_licence_of_bloom_is_whole() -> None:
         "7. Updates", "8. Trademarks", "9. Disclaimer", "10. Limitation", "11. Accepting", "12. If any provision",
     ):  # fmt: skip
         assert f"\n{title}" in terms
-    assert re.findall(r"^(\d+)\. ", attachment.partition("Use Restrictions")[2], re.M) == [str(n) for n in range(1, 14)]
+    assert re.findall(r"^(\d+)\. ", attachment.partition("Use Restrictions")[2], re.M) == [
+        str(n) for n in range(1, 14)
+    ]
     assert attachment.endswith("[1] https://arxiv.org/pdf/2011.03116.pdf\n")
     assert hash_file(BLOOM_LICENSE) == "424063d0697a82bbb8c1bed3584b27cd807b1491963645a6c7cc8da39744cb6b"
 
@@ -598,7 +711,9 @@ def test_the_example_card_is_what_its_results_give() -> None:
     assert {"plots/scores.png", "plots/loss.png", "results.json", "samples.md"} <= linked
     assert all((folder / name).is_file() for name in linked)
     for name, text in render_scores(read_json(folder / "results.json")).items():
-        assert text in card, f"{name}: make demo, then copy runs/tiny/publish to {folder}, without the weights"
+        assert text in card, (
+            f"{name}: make demo, then copy runs/tiny/publish to {folder}, without the weights"
+        )
 
 
 if __name__ == "__main__":

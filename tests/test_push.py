@@ -24,7 +24,11 @@ from sft.command import Refusal
 from sft.storage import PROJECT
 
 CARD = f"---\nlicense: mit\nlibrary_name: peft\n---\n\n{BEGIN}\n\n# Adapter\n\n{END}\n"
-FILES = {"README.md": CARD.encode(), "adapter_model.safetensors": bytes(range(256)) * 20, "plots/loss.png": b"\x89PNG..."}
+FILES = {
+    "README.md": CARD.encode(),
+    "adapter_model.safetensors": bytes(range(256)) * 20,
+    "plots/loss.png": b"\x89PNG...",
+}
 REPO = "me/adapter"
 
 
@@ -86,7 +90,9 @@ def test_large_files_go_in_parts(hub: HubDouble) -> None:
 
 
 def test_other_files_and_a_persons_words_stay(hub: HubDouble) -> None:
-    theirs = CARD.replace("license: mit", "license: mit\nthumbnail: x.png").replace(BEGIN, f"Our lab's words.\n\n{BEGIN}")
+    theirs = CARD.replace("license: mit", "license: mit\nthumbnail: x.png").replace(
+        BEGIN, f"Our lab's words.\n\n{BEGIN}"
+    )
     theirs = theirs.replace("# Adapter", "# Old") + "\nMore words.\n"
     hub.add_repo("model", REPO, {"notes.txt": b"theirs", "README.md": theirs.encode()})
     for _ in range(2):
@@ -95,7 +101,9 @@ def test_other_files_and_a_persons_words_stay(hub: HubDouble) -> None:
         assert files["notes.txt"] == b"theirs"
         card = files["README.md"].decode()
         assert re.search(
-            r"thumbnail: x.png\n---\n\nOur lab's words\.\n\n<!--.*# Adapter.*-->\n\nMore words\.\n$", card, re.DOTALL
+            r"thumbnail: x.png\n---\n\nOur lab's words\.\n\n<!--.*# Adapter.*-->\n\nMore words\.\n$",
+            card,
+            re.DOTALL,
         )
         assert "# Old" not in card
     assert count_pushes(hub) == 1
@@ -105,20 +113,31 @@ def test_what_an_earlier_push_left_is_removed_and_a_persons_files_stay(hub: HubD
     """First with merged weights, a licence and a widget; then without them."""
     record = "<!-- metadata keys set here: license, library_name, widget -->"
     card = CARD.replace("peft\n", "peft\nwidget:\n- text: old\n").replace(BEGIN, f"{BEGIN}\n{record}")
-    merged = {f"merged/{name}": b"old" for name in ("config.json", "model-00001-of-00002.safetensors", "chat_template.jinja")}
+    merged = {
+        f"merged/{name}": b"old"
+        for name in ("config.json", "model-00001-of-00002.safetensors", "chat_template.jinja")
+    }
     full_card = card.replace("# Adapter", '# Adapter, subfolder="merged"')
-    full = FILES | merged | {"README.md": full_card.encode(), "LICENSE": b"This adapter is licensed under mit.\n"}
+    full = (
+        FILES
+        | merged
+        | {"README.md": full_card.encode(), "LICENSE": b"This adapter is licensed under mit.\n"}
+    )
     push(connect(hub), full, Target(REPO), "title")
     by_people = {"notes.txt": b"theirs", "merged/notes.txt": b"theirs", "merged/model.gguf": b"theirs"}
     repo = find(hub)
     there = repo.files | by_people
     there["README.md"] = there["README.md"].replace(b"license: mit\n", b"license: mit\nthumbnail: x.png\n")
     repo.commit_files("refs/heads/main", there, "by hand")
-    new = FILES | {"README.md": card.replace("license: mit\n", "").replace("widget:\n- text: old\n", "").encode()}
+    new = FILES | {
+        "README.md": card.replace("license: mit\n", "").replace("widget:\n- text: old\n", "").encode()
+    }
     api = connect(hub)
     plan = module.plan_push(api, new, Target(REPO))
     removed = {name for name in full if name not in new}
-    assert {change["name"] for change in plan.describe()["changes"] if change["state"] == "removed"} == removed
+    assert {
+        change["name"] for change in plan.describe()["changes"] if change["state"] == "removed"
+    } == removed
     outcome = push(api, new, Target(REPO), "second")
     assert {change.name for change in outcome.changes if change.state == "removed"} == removed
     assert repo.titles[repo.commit] == "second"
@@ -129,7 +148,11 @@ def test_what_an_earlier_push_left_is_removed_and_a_persons_files_stay(hub: HubD
 
 
 def test_a_persons_merged_model_and_licence_stay(hub: HubDouble) -> None:
-    theirs = {"merged/config.json": b"{}", "LICENSE": b"Our lab's licence.", "README.md": b'By hand: subfolder="merged".\n'}
+    theirs = {
+        "merged/config.json": b"{}",
+        "LICENSE": b"Our lab's licence.",
+        "README.md": b'By hand: subfolder="merged".\n',
+    }
     hub.add_repo("model", REPO, theirs)
     for file in ("x", "y"):  # the second time the card is ours
         push(connect(hub), FILES | {file: b"z"}, Target(REPO), "title")
@@ -155,7 +178,9 @@ def test_words_lost_on_the_way_are_noticed(hub: HubDouble, monkeypatch: pytest.M
         return commit
 
     monkeypatch.setattr(module, "send_commit", lose)
-    with pytest.raises(HubFailure, match=r"these files are not what was sent: README\.md\. It was not tagged"):
+    with pytest.raises(
+        HubFailure, match=r"these files are not what was sent: README\.md\. It was not tagged"
+    ):
         push(connect(hub), FILES, Target(REPO, tag="v1"), "title")
     assert "refs/tags/v1" not in find(hub).refs
 
@@ -163,7 +188,10 @@ def test_words_lost_on_the_way_are_noticed(hub: HubDouble, monkeypatch: pytest.M
 def test_metadata_that_the_hub_refuses_is_named(hub: HubDouble) -> None:
     hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
     files = FILES | {"README.md": CARD.replace("license: mit", "license: no licence").encode()}
-    with pytest.raises(HubFailure, match=r"HTTP 400: .*\"license\" with value 'no licence' is not valid.* files are as before"):
+    with pytest.raises(
+        HubFailure,
+        match=r"HTTP 400: .*\"license\" with value 'no licence' is not valid.* files are as before",
+    ):
         push(connect(hub), files, Target(REPO), "title")
     assert find(hub).files == {"notes.txt": b"theirs"}
 
@@ -201,7 +229,9 @@ def test_pull_request_whose_answer_is_lost_is_not_opened_twice(hub: HubDouble) -
 def test_what_cant_be_done_as_asked_is_refused_before_anything_is_sent(hub: HubDouble) -> None:
     commit = hub.add_repo("model", REPO, {"a": b"b"})
     find(hub).refs["refs/tags/v1"] = commit
-    with pytest.raises(Refusal, match=r"the tag v1 is at commit .* already\. Choose another\. Nothing was sent"):
+    with pytest.raises(
+        Refusal, match=r"the tag v1 is at commit .* already\. Choose another\. Nothing was sent"
+    ):
         push(connect(hub), FILES, Target(REPO, tag="v1"), "title")
     with pytest.raises(Refusal, match=r"is public, and --private was asked for"):
         push(connect(hub), FILES, Target(REPO, private=True), "title")
@@ -250,7 +280,9 @@ def find_ref(hub: HubDouble, target: Target) -> str | None:
 
 
 @pytest.mark.parametrize(("request_pattern", "fault"), FAULTS)
-def test_repository_is_as_before_or_complete(hub: HubDouble, request_pattern: str, fault: tuple[int | str, bool, int]) -> None:
+def test_repository_is_as_before_or_complete(
+    hub: HubDouble, request_pattern: str, fault: tuple[int | str, bool, int]
+) -> None:
     how, late, times = fault
     target = TARGETS.get(request_pattern, Target(REPO, tag="v1"))
     hub.part_size = 1000 if request_pattern in IN_PARTS else None
@@ -282,7 +314,9 @@ def test_repository_is_as_before_or_complete(hub: HubDouble, request_pattern: st
         state = "told, not tagged"
     elif files == before:
         assert message
-        assert re.search(r"Nothing was sent|files are as before|Whether the commit landed is not known", message)
+        assert re.search(
+            r"Nothing was sent|files are as before|Whether the commit landed is not known", message
+        )
         state = "as before"
     else:
         assert files == after
@@ -300,7 +334,12 @@ def test_repository_is_as_before_or_complete(hub: HubDouble, request_pattern: st
         assert message is None, "what fails in passing is tried again"
     assert any(re.search(request_pattern, " ".join(request)) for request in hub.requests), "the fault was met"
     FAULTS_SEEN.append(
-        (request_pattern, f"{how}{' after it took effect' if late else ''}{' always' if times > 1 else ''}", state, message or "")
+        (
+            request_pattern,
+            f"{how}{' after it took effect' if late else ''}{' always' if times > 1 else ''}",
+            state,
+            message or "",
+        )
     )
     hub.faults.clear()
     if how != "garble":
@@ -311,8 +350,12 @@ def test_repository_is_as_before_or_complete(hub: HubDouble, request_pattern: st
 
 def test_hub_that_fails_after_the_commit(hub: HubDouble) -> None:
     hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
-    hub.faults.append(Fault("GET .*/tree/", 503, times=999, skip=2))  # once for the plan, once before the commit
-    with pytest.raises(HubFailure, match="Whether the commit landed is not known; run the same command again"):
+    hub.faults.append(
+        Fault("GET .*/tree/", 503, times=999, skip=2)
+    )  # once for the plan, once before the commit
+    with pytest.raises(
+        HubFailure, match="Whether the commit landed is not known; run the same command again"
+    ):
         push(connect(hub), FILES, Target(REPO), "title")
     hub.faults.clear()
     assert not push(connect(hub), FILES, Target(REPO), "title").committed
@@ -335,7 +378,9 @@ def test_a_retry_says_why(hub: HubDouble, how: int, line: str, capsys: pytest.Ca
 
 def test_ten_publishers_at_once(hub: HubDouble) -> None:
     hub.add_repo("model", REPO, {"notes.txt": b"theirs"})
-    api = connect(hub)  # once: it closes the process's HTTP client, in the middle of another thread's request too
+    api = connect(
+        hub
+    )  # once: it closes the process's HTTP client, in the middle of another thread's request too
 
     def publish(number: int) -> str:
         files = FILES | {f"{number}.txt": b"%d" % number}
@@ -368,7 +413,9 @@ def test_command_plans_pushes_and_reports(mini_run: Path, hub: HubDouble, tmp_pa
     shutil.copytree(mini_run, tmp_path / "run")
     command = ["-m", "publish.run", str(tmp_path / "run"), "--repo_id", REPO, "--json"]
     environment = hub.environment(tmp_path / "home")
-    del environment["HF_HUB_DISABLE_XET"]  # the double has no xet, and hf_xet is installed: a push does without it by itself
+    del environment[
+        "HF_HUB_DISABLE_XET"
+    ]  # the double has no xet, and hf_xet is installed: a push does without it by itself
 
     def call(*more: str) -> tuple[int, dict[str, object]]:
         done = run_python(*command, *more, env=environment)

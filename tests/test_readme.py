@@ -48,7 +48,10 @@ def test_quickstart_commands_run_and_the_model_learns(tmp_path: Path) -> None:
     assert listed["adapter"] < listed["base"] / 2
     neutral = (PROJECT / "tests" / "neutral.txt").read_text(encoding="utf-8")
     passed = run_python("-m", "eval.detoxify", root, stdin=neutral).stdout.splitlines()
-    chrf = [CHRF().sentence_score(*pair).score for pair in zip(passed, [[line] for line in neutral.splitlines()], strict=True)]
+    chrf = [
+        CHRF().sentence_score(*pair).score
+        for pair in zip(passed, [[line] for line in neutral.splitlines()], strict=True)
+    ]
     assert len(chrf) == 50
     assert sum(chrf) / len(chrf) > 90
 

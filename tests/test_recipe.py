@@ -17,13 +17,21 @@ NO_LORA = GOOD.replace("use_peft: true\n", "")
 
 # name: (recipe, overrides, the exact faults); R stands for the recipe's path
 BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
-    "misspelt key": (GOOD + "learning_rat: 1e-4\n", [], ["R:5: learning_rat: unknown key. Did you mean learning_rate?"]),
+    "misspelt key": (
+        GOOD + "learning_rat: 1e-4\n",
+        [],
+        ["R:5: learning_rat: unknown key. Did you mean learning_rate?"],
+    ),
     "unknown key": (
         GOOD + "colour: blue\n",
         [],
         ["R:5: colour: unknown key. `python -m sft.check --help` lists all keys."],
     ),
-    "dropped key": (GOOD + "max_seq_length: 128\n", [], ["R:5: max_seq_length: this key is gone; use max_length."]),
+    "dropped key": (
+        GOOD + "max_seq_length: 128\n",
+        [],
+        ["R:5: max_seq_length: this key is gone; use max_length."],
+    ),
     "dropped key with a new meaning": (
         GOOD + "warmup_ratio: 0.1\n",
         [],
@@ -37,7 +45,9 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
     "token in a recipe": (
         GOOD + "hub_token: hf_abc\n",
         [],
-        ["R:5: hub_token: not taken here: a token does not belong in a recipe; log in with `hf auth login` or set HF_TOKEN."],
+        [
+            "R:5: hub_token: not taken here: a token does not belong in a recipe; log in with `hf auth login` or set HF_TOKEN."
+        ],
     ),
     "push by the trainer": (
         GOOD + "push_to_hub: true\n",
@@ -53,21 +63,41 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
         [],
         ["R:5: per_device_train_batch_size: found 2.5, expected a whole number."],
     ),
-    "truth for a number": (GOOD + "lora_r: true\n", [], ["R:5: lora_r: found true, expected a whole number."]),
-    "text for a number": (GOOD + "learning_rate: fast\n", [], ["R:5: learning_rate: found 'fast', expected a number."]),
-    "text for a truth": (GOOD + "load_in_4bit: maybe\n", [], ["R:5: load_in_4bit: found 'maybe', expected true or false."]),
+    "truth for a number": (
+        GOOD + "lora_r: true\n",
+        [],
+        ["R:5: lora_r: found true, expected a whole number."],
+    ),
+    "text for a number": (
+        GOOD + "learning_rate: fast\n",
+        [],
+        ["R:5: learning_rate: found 'fast', expected a number."],
+    ),
+    "text for a truth": (
+        GOOD + "load_in_4bit: maybe\n",
+        [],
+        ["R:5: load_in_4bit: found 'maybe', expected true or false."],
+    ),
     "empty batch": (
         GOOD + "per_device_train_batch_size: 0\n",
         [],
         ["R:5: per_device_train_batch_size: found 0, expected more than 0."],
     ),
-    "negative rate": (GOOD + "learning_rate: -1e-4\n", [], ["R:5: learning_rate: found -0.0001, expected more than 0."]),
+    "negative rate": (
+        GOOD + "learning_rate: -1e-4\n",
+        [],
+        ["R:5: learning_rate: found -0.0001, expected more than 0."],
+    ),
     "dropout of everything": (
         GOOD + "lora_dropout: 1.0\n",
         [],
         ["R:5: lora_dropout: found 1.0, expected at least 0 and below 1."],
     ),
-    "wrong choice": (GOOD + "bnb_4bit_quant_type: nf5\n", [], ["R:5: bnb_4bit_quant_type: found 'nf5', expected fp4, nf4."]),
+    "wrong choice": (
+        GOOD + "bnb_4bit_quant_type: nf5\n",
+        [],
+        ["R:5: bnb_4bit_quant_type: found 'nf5', expected fp4, nf4."],
+    ),
     "duplicate key": (
         GOOD + "lora_r: 8\nlora_alpha: 16\nlora_r: 16\n",
         [],
@@ -78,8 +108,16 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
         [],
         ["R:6: data.test: stands there twice, first in line 5. Remove one."],
     ),
-    "section's key at the top": (GOOD + "revision: main\n", [], ["R:5: revision: unknown key. Did you mean data.revision?"]),
-    "unknown key in a section": (GOOD + "  sauce: x\n", [], ["R:5: data.sauce: unknown key. Did you mean data.source?"]),
+    "section's key at the top": (
+        GOOD + "revision: main\n",
+        [],
+        ["R:5: revision: unknown key. Did you mean data.revision?"],
+    ),
+    "unknown key in a section": (
+        GOOD + "  sauce: x\n",
+        [],
+        ["R:5: data.sauce: unknown key. Did you mean data.source?"],
+    ),
     "section without keys": (
         "model_name_or_path: m/x\nuse_peft: true\ndata: s-nlp/paradetox\n",
         [],
@@ -108,7 +146,11 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
         [],
         ["R:6: load_in_8bit: 4 bit and 8 bit at once. Keep one."],
     ),
-    "two precisions": (GOOD + "bf16: true\nfp16: true\n", [], ["R:6: fp16: bf16 and fp16 at once. Keep one."]),
+    "two precisions": (
+        GOOD + "bf16: true\nfp16: true\n",
+        [],
+        ["R:6: fp16: bf16 and fp16 at once. Keep one."],
+    ),
     "no compute type": (
         GOOD + "load_in_4bit: true\ndtype: auto\n",
         [],
@@ -117,7 +159,9 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
     "splits that leave nothing": (
         GOOD + "  validation: 0.5\n  test: 0.6\n",
         [],
-        ["R:6: data.test: validation 0.5 and test 0.6 leave nothing to train on. Their sum must stay below 1."],
+        [
+            "R:6: data.test: validation 0.5 and test 0.6 leave nothing to train on. Their sum must stay below 1."
+        ],
     ),
     "no test split": (
         GOOD + "  test: 0\n",
@@ -167,9 +211,17 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "tab": (GOOD + "\tlora_r: 8\n", [], ["R:5: not YAML: found character '\\t' that cannot start any token"]),
     "nothing": ("\n", [], ["R: the recipe is empty. Expected at least model_name_or_path and data: source."]),
-    "no keys": ("- a\n- b\n", [], ["R:1: found a list of texts, expected keys with values, such as lora_r: 16."]),
+    "no keys": (
+        "- a\n- b\n",
+        [],
+        ["R:1: found a list of texts, expected keys with values, such as lora_r: 16."],
+    ),
     "override of an unknown key": (GOOD, ["--lora_q", "3"], ["--lora_q: unknown key. Did you mean lora_r?"]),
-    "override out of range": (GOOD, ["--data.test", "2"], ["--data.test: found 2.0, expected at least 0 and below 1."]),
+    "override out of range": (
+        GOOD,
+        ["--data.test", "2"],
+        ["--data.test: found 2.0, expected at least 0 and below 1."],
+    ),
     "override without a flag": (
         GOOD,
         ["fast"],
@@ -194,16 +246,22 @@ def test_broken_recipe(case: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecipeFaults) as caught:
         load_recipe(path, overrides)
-    assert caught.value.lines == [line.replace("R:", f"{path}:", 1) if line.startswith("R:") else line for line in expected]
+    assert caught.value.lines == [
+        line.replace("R:", f"{path}:", 1) if line.startswith("R:") else line for line in expected
+    ]
 
 
 def test_missing_recipe() -> None:
-    with pytest.raises(RecipeFaults, match=r"^tinny\.yaml: no such recipe\. Did you mean recipes/tiny\.yaml\?$"):
+    with pytest.raises(
+        RecipeFaults, match=r"^tinny\.yaml: no such recipe\. Did you mean recipes/tiny\.yaml\?$"
+    ):
         load_recipe("tinny.yaml")
 
 
 def test_there_are_recipes_to_load() -> None:
-    assert {"tiny", "bloom", "bloom-560m", "bloom-7b1", "phi-2", "report-3"} <= {path.stem for path in RECIPES}
+    assert {"tiny", "bloom", "bloom-560m", "bloom-7b1", "phi-2", "report-3"} <= {
+        path.stem for path in RECIPES
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -230,7 +288,9 @@ def test_export_passes_trls_strict_parser(path: Path, tmp_path: Path) -> None:
     exported.write_text(export_trl(recipe), encoding="utf-8")
     # use_cpu: TRL refuses bf16 without a GPU otherwise.
     arguments = ["--config", str(exported), "--use_cpu", "true"]
-    sft_config, model_config = TrlParser((SFTConfig, ModelConfig)).parse_args_and_config(arguments, fail_with_unknown_args=True)
+    sft_config, model_config = TrlParser((SFTConfig, ModelConfig)).parse_args_and_config(
+        arguments, fail_with_unknown_args=True
+    )
     assert model_config.lora_r == recipe.trl["lora_r"]
     assert sft_config.learning_rate == recipe.trl["learning_rate"]
 
@@ -246,7 +306,11 @@ def test_known_keys_are_those_of_the_installed_trl() -> None:
         (["--learning_rate=3e-4"], "learning_rate", 3e-4),
         (["--lora-r", "4"], "lora_r", 4),
         (["--load_in_4bit"], "load_in_4bit", True),
-        (["--lora_target_modules", "dense", "query_key_value"], "lora_target_modules", ["dense", "query_key_value"]),
+        (
+            ["--lora_target_modules", "dense", "query_key_value"],
+            "lora_target_modules",
+            ["dense", "query_key_value"],
+        ),
         (["--lora_target_modules", "dense"], "lora_target_modules", ["dense"]),
         (["--max_length", "null"], "max_length", None),
         (["--eval_strategy", "no"], "eval_strategy", "no"),
@@ -267,15 +331,25 @@ def test_override(words: list[str], key: str, value: object, tmp_path: Path) -> 
 def test_override_of_a_section_and_the_last_one_wins(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(GOOD, encoding="utf-8")
-    recipe = load_recipe(path, ["--data.test", "0.2", "--data.neutral", "a", "b", "--data.toxic", "t", "--data.test", "0.3"])
+    recipe = load_recipe(
+        path, ["--data.test", "0.2", "--data.neutral", "a", "b", "--data.toxic", "t", "--data.test", "0.3"]
+    )
     assert (recipe.data.test, recipe.data.neutral, recipe.data.toxic) == (0.3, ("a", "b"), "t")
 
 
 def test_yaml_1_1_words_and_numbers(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(GOOD + "learning_rate: 2e-4\neval_strategy: no\nsave_strategy: no\nnum_train_epochs: 2\n", encoding="utf-8")
+    path.write_text(
+        GOOD + "learning_rate: 2e-4\neval_strategy: no\nsave_strategy: no\nnum_train_epochs: 2\n",
+        encoding="utf-8",
+    )
     trl = load_recipe(path).trl
-    assert (trl["learning_rate"], trl["eval_strategy"], trl["save_strategy"], trl["num_train_epochs"]) == (2e-4, "no", "no", 2.0)
+    assert (trl["learning_rate"], trl["eval_strategy"], trl["save_strategy"], trl["num_train_epochs"]) == (
+        2e-4,
+        "no",
+        "no",
+        2.0,
+    )
 
 
 def test_recipe_is_frozen(tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ import pytest
 
 from eval.recheck import read_evaluation
 from eval.results import RESULTS, SCHEMA, OtherSchema, Results, list_fields, read_results
-from sft.storage import PROJECT
-from sft.run_dir import Run
 from sft.command import RunError
-from sft.storage import read_json
+from sft.run_dir import Run
+from sft.storage import PROJECT, read_json
 
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 SCHEMA_FILE = PROJECT / "eval" / "results.schema.json"
@@ -45,7 +44,8 @@ def outline_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) ->
     if "properties" in schema:
         assert schema["additionalProperties"] is False
         return {
-            name: (name in schema["required"], outline_schema(part, definitions)) for name, part in schema["properties"].items()
+            name: (name in schema["required"], outline_schema(part, definitions))
+            for name, part in schema["properties"].items()
         }
     if schema.get("type") == "object":
         return ("object", outline_schema(schema["additionalProperties"], definitions))
@@ -135,9 +135,18 @@ BLEU = ("systems", "adapter", "bleu")
         (put("processes", value=1.5), "processes: found 1.5, expected a whole number"),
         (put("slices", value={}), "slices: found an object, expected a list"),
         (put("slices", 0, "rows", value=[]), "slices[0].rows: found a list, expected a whole number"),
-        (put("stress", 0, "cases", 1, "passed", value=1), "stress[0].cases[1].passed: found 1, expected true or false"),
-        (put("quantization", "dtype", value=[]), "quantization.dtype: found a list, expected a text, a number, true"),
-        (put("data", "colour", value=1), "data.colour: found an unknown key, expected some of source, revision"),
+        (
+            put("stress", 0, "cases", 1, "passed", value=1),
+            "stress[0].cases[1].passed: found 1, expected true or false",
+        ),
+        (
+            put("quantization", "dtype", value=[]),
+            "quantization.dtype: found a list, expected a text, a number, true",
+        ),
+        (
+            put("data", "colour", value=1),
+            "data.colour: found an unknown key, expected some of source, revision",
+        ),
         (put("unrewritten", value=None), "unrewritten: found null, expected an object"),
         (put("x" * 999, value=1), f"{'x' * 120}…: found an unknown key, expected some of schema, created"),
         (put(*BLEU, "value", value=10**400), "systems.adapter.bleu.value: found 1000"),
@@ -156,7 +165,11 @@ def test_what_does_not_fit_is_named(text: str, change: Callable[[Any], Any], mes
         ('"value": ', '"value": NaN, "x": ', "not JSON (NaN is no number of JSON)"),
         ('"value": ', '"value": -Infinity, "x": ', "not JSON (-Infinity is no number of JSON)"),
         ('"low": ', '"low": 1e999, "x": ', "systems.adapter.bleu."),
-        ('"systems": ', '"systems": ' + "[" * 100_000 + '"x": ', "not JSON of this project (nested too deeply)"),
+        (
+            '"systems": ',
+            '"systems": ' + "[" * 100_000 + '"x": ',
+            "not JSON of this project (nested too deeply)",
+        ),
         ('"systems": ', '"systems": ' + "9" * 5000 + ', "x": ', "not JSON (Exceeds the limit"),
         ("{", "", "not JSON (Extra data"),
     ],

@@ -35,7 +35,12 @@ def test_json_lines_keep_odd_line_breaks(tmp_path: Path) -> None:
 def test_last_checkpoint_skips_those_cut_off(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.last_checkpoint() is None
-    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (20, '{"global_st'), (30, None)):
+    for step, state in (
+        (2, '{"global_step": 2}'),
+        (10, '{"global_step": 10}'),
+        (20, '{"global_st'),
+        (30, None),
+    ):
         folder = run.checkpoints / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         if state is not None:

@@ -46,15 +46,21 @@ def test_working_directory_is_found() -> None:
 
 
 def test_paths_in_json_and_yaml() -> None:
-    assert find_private({"a.json": json.dumps({"x": r"D:\work\x", "y": 1}, indent=2).encode()}) == ["a.json:2: a path on a drive"]
-    assert find_private({"a.json": json.dumps({"x": 1, "y": "/corp/x"}, indent=2).encode()}) == ["a.json:3: a path as a value"]
+    assert find_private({"a.json": json.dumps({"x": r"D:\work\x", "y": 1}, indent=2).encode()}) == [
+        "a.json:2: a path on a drive"
+    ]
+    assert find_private({"a.json": json.dumps({"x": 1, "y": "/corp/x"}, indent=2).encode()}) == [
+        "a.json:3: a path as a value"
+    ]
     assert find_private({"a.yaml": b"x:\n  y: /corp/x\n"}) == ["a.yaml:2: a path as a value"]
     assert find_private({"a.json": json.dumps({"x": "Choose A:\nfoo\nbar"}, indent=2).encode()}) == []
 
 
 @pytest.mark.parametrize("text", ["hf_" + "a1B2" * 8, "/home/jane/plots"])
 def test_plots_are_scanned_too(text: str) -> None:
-    (found, *_) = find_private({"plots/x.png": b"\x89PNG\r\n\x1a\n\xff\x00tEXtComment\x00" + text.encode() + b"\x00\xfe"})
+    (found, *_) = find_private(
+        {"plots/x.png": b"\x89PNG\r\n\x1a\n\xff\x00tEXtComment\x00" + text.encode() + b"\x00\xfe"}
+    )
     assert found.startswith("plots/x.png: a ")
 
 

@@ -10,11 +10,10 @@ from conftest import Main, run_python
 from eval.metrics import compute_scores
 from eval.results import RESULTS, read_results
 from eval.score import leave_out, read_predictions, read_references, score_files
-from sft.data import Example, read_corpus
-from sft.storage import PROJECT
-from sft.schema import DataConfig
 from sft.command import InputError
-from sft.storage import hash_file
+from sft.data import Example, read_corpus
+from sft.schema import DataConfig
+from sft.storage import PROJECT, hash_file
 
 CORPUS = PROJECT / "recipes" / "tiny-corpus.tsv"
 EXAMPLES = read_corpus(DataConfig(source=str(CORPUS))).examples[:1000]
@@ -42,7 +41,9 @@ def test_scores_of_a_corpus_and_a_text_file(predictions: Path, corpus: Path) -> 
     results = score_files(predictions, corpus, None)
     assert list(results.systems) == ["predictions", "copy", "human"]
     texts = [example.references[-1] for example in EXAMPLES[:-1]] + [""]
-    expected = compute_scores(texts, [example.references for example in EXAMPLES], [example.toxic for example in EXAMPLES])
+    expected = compute_scores(
+        texts, [example.references for example in EXAMPLES], [example.toxic for example in EXAMPLES]
+    )
     assert {name: score.value for name, score in results.systems["predictions"].items()} == {
         name: score.value for name, score in expected.items()
     }
@@ -61,7 +62,9 @@ def test_near_copies_are_left_out_of_the_classifiers_training_and_counted(tmp_pa
     judged = next(example for example in EXAMPLES if len(example.toxic.split()) > 8)
     near, rewritten = Example(f"well {judged.toxic}", ("x",)), Example("y", (judged.toxic,))
     assert leave_out([near, rewritten, Example("z", ("x",))], [judged]) == [Example("z", ("x",))]
-    fresh = [f"{example.toxic} indeed\t{example.references[0]} Yes.\n" for example in (judged, *EXAMPLES[200:500])]
+    fresh = [
+        f"{example.toxic} indeed\t{example.references[0]} Yes.\n" for example in (judged, *EXAMPLES[200:500])
+    ]
     (tmp_path / "train.tsv").write_text("toxic\tneutral1\n" + "".join(fresh))
     (tmp_path / "p.txt").write_text("ok\n" * 100)
     assert judged in EXAMPLES[:100]
@@ -99,16 +102,25 @@ def test_predictions_of_other_rows_are_refused(key: str, tmp_path: Path) -> None
     assert score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None).data.rows == 100
     lines[4], lines[7] = lines[7], lines[4]
     with pytest.raises(
-        InputError, match=rf"p\.jsonl:5: found `{key}` .* Expected the predictions of these rows, in the same order"
+        InputError,
+        match=rf"p\.jsonl:5: found `{key}` .* Expected the predictions of these rows, in the same order",
     ):
         score_files(write_lines(tmp_path / "p.jsonl", *lines), rows, None)
 
 
 def test_ids_of_the_users_own_are_compared(tmp_path: Path) -> None:
-    references = write_lines(tmp_path / "r.jsonl", *({"id": number, "toxic": "x", "references": "y"} for number in (1, 2)))
-    score_files(write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 2))), references, None)
+    references = write_lines(
+        tmp_path / "r.jsonl", *({"id": number, "toxic": "x", "references": "y"} for number in (1, 2))
+    )
+    score_files(
+        write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 2))), references, None
+    )
     with pytest.raises(InputError, match=r"p\.jsonl:2: found `id` 3, but the row of .*r\.jsonl has 2"):
-        score_files(write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 3))), references, None)
+        score_files(
+            write_lines(tmp_path / "p.jsonl", *({"id": n, "prediction": "y"} for n in (1, 3))),
+            references,
+            None,
+        )
 
 
 def test_one_reference_may_stand_without_a_list(tmp_path: Path) -> None:
@@ -121,12 +133,18 @@ def test_one_reference_may_stand_without_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"toxic": "a", "references": ["b"]}, {"toxic": 1, "references": ["b"]}], r":2: expected an object such as"),
+        (
+            [{"toxic": "a", "references": ["b"]}, {"toxic": 1, "references": ["b"]}],
+            r":2: expected an object such as",
+        ),
         ([{"toxic": "a", "references": ["b"]}, {"toxic": "a"}], r":2: expected an object such as"),
         ([{"toxic": "a", "references": [None]}], r":1: expected an object such as"),
         ([{"toxic": "a", "references": ["\ud800"]}], r":1: expected an object such as"),
         ([{"toxic": "a", "references": ["b"]}, 7], r":2: expected an object such as"),
-        ([{"toxic": "a", "references": ["b"]}, {"references": ["b"]}], "row 2 has no toxic sentence, and others have"),
+        (
+            [{"toxic": "a", "references": ["b"]}, {"references": ["b"]}],
+            "row 2 has no toxic sentence, and others have",
+        ),
     ],
 )
 def test_broken_references(lines: list[object], message: str, tmp_path: Path) -> None:
@@ -147,8 +165,14 @@ PAIRS = [("you fool", "be kind"), ("damn it", "oh no"), ("you fool", "be good")]
 
 
 def test_rows_of_one_toxic_sentence_count_once(tmp_path: Path) -> None:
-    pairs = write_lines(tmp_path / "r.jsonl", *({"en_toxic_comment": toxic, "en_neutral_comment": text} for toxic, text in PAIRS))
-    rows = [{"toxic": "you fool", "references": ["be kind", "be good"]}, {"toxic": "damn it", "references": ["oh no"]}]
+    pairs = write_lines(
+        tmp_path / "r.jsonl",
+        *({"en_toxic_comment": toxic, "en_neutral_comment": text} for toxic, text in PAIRS),
+    )
+    rows = [
+        {"toxic": "you fool", "references": ["be kind", "be good"]},
+        {"toxic": "damn it", "references": ["oh no"]},
+    ]
     merged = write_lines(tmp_path / "merged.jsonl", *rows)
     (tmp_path / "sentences.txt").write_text("be kind\noh\n")
     (tmp_path / "rows.txt").write_text("be kind\noh\nbe kind\n")
@@ -160,7 +184,9 @@ def test_rows_of_one_toxic_sentence_count_once(tmp_path: Path) -> None:
         assert dataclasses.replace(found, data=data) == expected
     assert "human" in expected.systems
     (tmp_path / "other.txt").write_text("be kind\noh\nbe good\n")
-    with pytest.raises(InputError, match=r"rows 1 and 3 are of one toxic sentence, and their predictions differ"):
+    with pytest.raises(
+        InputError, match=r"rows 1 and 3 are of one toxic sentence, and their predictions differ"
+    ):
         score_files(tmp_path / "other.txt", pairs, None)
 
 
@@ -168,7 +194,9 @@ def test_references_a_line_have_no_source(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two\n\nthree\n")
     assert read_predictions(tmp_path / "a.txt") == ["one two", "", "three"]
     (tmp_path / "b.txt").write_text("one two\nfour\nthree")
-    assert read_references(tmp_path / "b.txt") == [Example("", (text,)) for text in ("one two", "four", "three")]
+    assert read_references(tmp_path / "b.txt") == [
+        Example("", (text,)) for text in ("one two", "four", "three")
+    ]
     results = score_files(tmp_path / "a.txt", tmp_path / "b.txt", None)
     assert list(results.systems) == ["predictions"]
     assert "chrf_source" not in results.systems["predictions"]
@@ -183,7 +211,9 @@ def test_references_a_line_have_no_source(tmp_path: Path) -> None:
         ("a\n", None, "r.txt: no such file"),
     ],
 )
-def test_files_that_do_not_fit(tmp_path: Path, predictions: str | None, references: str | None, message: str) -> None:
+def test_files_that_do_not_fit(
+    tmp_path: Path, predictions: str | None, references: str | None, message: str
+) -> None:
     for name, text in (("p.txt", predictions), ("r.txt", references)):
         if text is not None:
             (tmp_path / name).write_text(text)
@@ -202,7 +232,9 @@ def test_lines_without_a_prediction(tmp_path: Path) -> None:
         read_predictions(tmp_path / "p.jsonl")
 
 
-def test_command(predictions: Path, corpus: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(
+    predictions: Path, corpus: Path, call_main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = ("--predictions", predictions, "--references", corpus)
     call_main("eval.score", *files)
     assert "input copied" in capsys.readouterr().out

@@ -10,21 +10,28 @@ from eval.scoring import complete_outputs, score_outputs
 from eval.tables import tabulate_systems
 from eval.toxicity import ToxicityModel, fit_toxicity
 from sft.data import Example, read_corpus
-from sft.storage import PROJECT
 from sft.schema import DataConfig
+from sft.storage import PROJECT
 
 ROWS = [
     Example("shut up you fool", ("Please be quiet.", "Be quiet, please.")),
     Example("what a load of rubbish that was , i can not believe that i paid for it", ("That was bad.",)),
     Example("this is a damn good damn day", ("This is a good day.", "What a good day.", "A good day it is.")),
-    Example("they will never learn , will they , as they have no brain at all in there", ("They will not learn.",)),
+    Example(
+        "they will never learn , will they , as they have no brain at all in there", ("They will not learn.",)
+    ),
 ]
-OUTPUTS = {"adapter": ["Be quiet.", "That was rubbish.", "this is a good day", ""], "copy": [row.toxic for row in ROWS]}
+OUTPUTS = {
+    "adapter": ["Be quiet.", "That was rubbish.", "this is a good day", ""],
+    "copy": [row.toxic for row in ROWS],
+}
 
 
 @pytest.fixture(scope="module")
 def model() -> ToxicityModel:
-    fitted = fit_toxicity(read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples)
+    fitted = fit_toxicity(
+        read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples
+    )
     return dataclasses.replace(fitted, lexicon=frozenset({"fool", "damn"}))
 
 
@@ -38,13 +45,25 @@ def test_ceiling_scores_each_rewrite_against_the_others(model: ToxicityModel) ->
     others += [["What a good day.", "A good day it is."], ["This is a good day.", "A good day it is."]]
     others += [["This is a good day.", "What a good day."]]
     sources = [ROWS[0].toxic] * 2 + [ROWS[2].toxic] * 3
-    for system, texts in {"human": human, "adapter": ["Be quiet."] * 2 + ["this is a good day"] * 3, "copy": sources}.items():
+    for system, texts in {
+        "human": human,
+        "adapter": ["Be quiet."] * 2 + ["this is a good day"] * 3,
+        "copy": sources,
+    }.items():
         for name, score in compute_scores(texts, others, sources, model).items():
             assert ceiling.systems[system][name].value == pytest.approx(score.value)
-            assert ceiling.systems[system][name].signature == f"{score.signature}|each rewrite against the others"
+            assert (
+                ceiling.systems[system][name].signature
+                == f"{score.signature}|each rewrite against the others"
+            )
     assert results.systems["human"] == ceiling.systems["human"]
     rows = tabulate_systems(results)
-    assert list(rows) == ["this adapter", "input copied", "people, on 2 sentences", "this adapter, on these 2"]
+    assert list(rows) == [
+        "this adapter",
+        "input copied",
+        "people, on 2 sentences",
+        "this adapter, on these 2",
+    ]
     assert list(rows.values())[2:] == [ceiling.systems["human"], ceiling.systems["adapter"]]
     values = [ceiling.systems[system]["bleu"].value for system in ("adapter", "human")]
     assert ceiling.differences["human"]["bleu"].value == pytest.approx(values[0] - values[1])
@@ -120,6 +139,8 @@ def test_a_joint_score_that_lacks_a_part_is_found_out(part: str, monkeypatch: py
     if part == "toxicity":
         monkeypatch.setattr(ToxicityModel, "predict", lambda _, texts: [0.0] * len(texts))
     else:
-        monkeypatch.setattr(metrics, {"chrf_source": "KEPT_ENOUGH", "length_ratio": "LONG_ENOUGH"}[part], 1e-9)
+        monkeypatch.setattr(
+            metrics, {"chrf_source": "KEPT_ENOUGH", "length_ratio": "LONG_ENOUGH"}[part], 1e-9
+        )
     with pytest.raises(AssertionError):
         check_costless_texts()

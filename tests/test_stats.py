@@ -32,9 +32,16 @@ def test_interval_of_a_mean_is_the_textbook_one() -> None:
 def test_intervals_agree_with_sacrebleus_bootstrap() -> None:
     from sacrebleu.metrics import BLEU, CHRF
 
-    streams = [[refs[n] if n < len(refs) else None for refs in REFERENCES] for n in range(max(map(len, REFERENCES)))]
-    for metric, ours in ((BLEU(force=True), compute_bleu(COPIES, REFERENCES)), (CHRF(), compute_chrf(COPIES, REFERENCES))):
-        theirs = metric.corpus_score(COPIES, streams, n_bootstrap=1000)  # its own name: a mean and half a width
+    streams = [
+        [refs[n] if n < len(refs) else None for refs in REFERENCES] for n in range(max(map(len, REFERENCES)))
+    ]
+    for metric, ours in (
+        (BLEU(force=True), compute_bleu(COPIES, REFERENCES)),
+        (CHRF(), compute_chrf(COPIES, REFERENCES)),
+    ):
+        theirs = metric.corpus_score(
+            COPIES, streams, n_bootstrap=1000
+        )  # its own name: a mean and half a width
         interval = estimate(resample([ours])[0])
         assert ours.value == theirs.score
         assert interval.low < interval.value < interval.high
@@ -63,7 +70,9 @@ def test_difference_to_itself_is_zero_and_inside_the_noise() -> None:
 def test_interval_covers_what_it_says() -> None:
     """Of 200 samples of 60 coins, about 95 % have the true share inside their interval."""
     generator = np.random.default_rng(1)
-    intervals = [estimate(sample(generator.binomial(1, 0.4, size=60).astype(float).tolist())) for _ in range(200)]
+    intervals = [
+        estimate(sample(generator.binomial(1, 0.4, size=60).astype(float).tolist())) for _ in range(200)
+    ]
     assert 0.90 <= np.mean([interval.low <= 0.4 <= interval.high for interval in intervals]) <= 0.99
 
 
@@ -73,7 +82,9 @@ def test_draws_are_paired() -> None:
 
 
 def test_scores_that_do_not_belong_together() -> None:
-    with pytest.raises(ValueError, match=r"only scores of one metric on the same rows .* on 2 rows and .* on 1"):
+    with pytest.raises(
+        ValueError, match=r"only scores of one metric on the same rows .* on 2 rows and .* on 1"
+    ):
         compare(sample([1.0, 2.0]), sample([1.0]))
     with pytest.raises(ValueError, match="only scores of one metric"):
         compare(*resample([compute_bleu(COPIES, REFERENCES), compute_chrf(COPIES, REFERENCES)]))

@@ -69,7 +69,12 @@ def test_no_linked_sentence_is_trained_on(corpus_file: Path, tokenizer: object) 
     assert not find_leaks(splits)
     (rows,) = take_epoch(config, tokenizer)
     prompts = {tokenizer.decode(row).split("\n")[1].strip() for row in rows}  # type: ignore[attr-defined]
-    keys = {key for split in ("validation", "test") for example in splits[split] for key in link_keys(example.toxic)}
+    keys = {
+        key
+        for split in ("validation", "test")
+        for example in splits[split]
+        for key in link_keys(example.toxic)
+    }
     assert len(prompts) > 300
     assert not any(key in keys for prompt in prompts for key in link_keys(prompt))
     assert {example.toxic for example in splits["train"]} == prompts  # fewer than the sample's size
@@ -88,19 +93,23 @@ def test_an_epoch_has_each_training_row_once(
     if batch_size:
         mixed = take_epoch(configure(corpus_file), tokenizer)[0]
         widths = [
-            sum(max(map(len, rows[i : i + batch_size])) for i in range(0, len(rows), batch_size)) for rows in (first, mixed)
+            sum(max(map(len, rows[i : i + batch_size])) for i in range(0, len(rows), batch_size))
+            for rows in (first, mixed)
         ]
         assert widths[0] < widths[1]  # less padding
 
 
-def test_held_out_sentences_are_bounded_and_the_same_in_any_order(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_sentences_are_bounded_and_the_same_in_any_order(
+    corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sft.stream, "HELD_OUT", 20)
     monkeypatch.setattr(sft.stream, "SAMPLE", 50)
     monkeypatch.setattr("sft.files.CHUNK", 64)
     _, splits = read_splits(configure(corpus_file))
-    assert [len({normalise(e.toxic) for e in splits[s]}) <= n for s, n in (("test", 20), ("validation", 20), ("train", 50))] == [
-        True
-    ] * 3
+    assert [
+        len({normalise(e.toxic) for e in splits[s]}) <= n
+        for s, n in (("test", 20), ("validation", 20), ("train", 50))
+    ] == [True] * 3
     assert len({normalise(e.toxic) for e in splits["test"]}) == 20
     header, *lines = corpus_file.read_text().splitlines()
     corpus_file.write_text("\n".join([header, *reversed(lines)]) + "\n")
@@ -109,9 +118,13 @@ def test_held_out_sentences_are_bounded_and_the_same_in_any_order(corpus_file: P
         assert {e.toxic for e in examples} == {e.toxic for e in again[split]}
 
 
-def test_rows_of_a_sentence_are_one_however_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_sentence_are_one_however_far_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sft.files.CHUNK", 10)
-    rows = [f"sentence {number} , you fool\trewrite {number} {side}" for side in "ab" for number in range(200)]
+    rows = [
+        f"sentence {number} , you fool\trewrite {number} {side}" for side in "ab" for number in range(200)
+    ]
     path = tmp_path / "pairs.tsv"
     path.write_text("toxic\tneutral1\n" + "\n".join(rows) + "\n")
     _, splits = read_splits(configure(path))
@@ -138,7 +151,9 @@ def test_changed_file_is_refused(corpus_file: Path, tokenizer: object) -> None:
         next(stream_training_rows(config, corpus, [], tokenizer, RowSettings(None, True, None, 0)))  # type: ignore[arg-type]
 
 
-def test_streamed_run_resumes_to_the_same_bytes(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+def test_streamed_run_resumes_to_the_same_bytes(
+    mini_arguments: list[str], call_main: Main, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = [*mini_arguments, *STREAMED, "--max_steps", "24", "--eval_steps", "12", "--save_steps", "12"]
     call_main("sft.run", *arguments, "--output_dir", whole)
@@ -166,7 +181,9 @@ def test_streamed_run_resumes_to_the_same_bytes(mini_arguments: list[str], call_
 def test_two_processes_train_on_a_stream(mini_arguments: list[str], tmp_path: Path) -> None:
     root = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = run_python(*launcher, "sft/run.py", *mini_arguments, *STREAMED, "--max_steps", 4, "--output_dir", root)
+    done = run_python(
+        *launcher, "sft/run.py", *mini_arguments, *STREAMED, "--max_steps", 4, "--output_dir", root
+    )
     assert done.returncode == 0, done.stderr
     assert Run(root).is_finished()
 
@@ -175,7 +192,10 @@ def test_two_processes_train_on_a_stream(mini_arguments: list[str], tmp_path: Pa
     ("words", "message"),
     [
         ([*STREAMED, "--max_steps", "-1"], "max_steps: a stream has no end. Expected the number of steps."),
-        ([*STREAMED, "--packing", "true"], "--packing: needs the whole corpus in memory, and data.streaming is true. Keep one."),
+        (
+            [*STREAMED, "--packing", "true"],
+            "--packing: needs the whole corpus in memory, and data.streaming is true. Keep one.",
+        ),
         (["--data.streaming", "true", "--max_steps", "5"], "data.swaps: needs the whole corpus in memory"),
     ],
 )

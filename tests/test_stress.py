@@ -2,7 +2,16 @@
 
 import pytest
 
-from eval.stress import BEGINNING, GROUPS, cut_marked, is_clean, is_clean_beginning, judge_outputs, list_texts, plain
+from eval.stress import (
+    BEGINNING,
+    GROUPS,
+    cut_marked,
+    is_clean,
+    is_clean_beginning,
+    judge_outputs,
+    list_texts,
+    plain,
+)
 
 
 def test_marks_are_not_in_what_the_model_gets() -> None:
@@ -51,12 +60,17 @@ def test_part_of_another_word_is_no_swear_word() -> None:
 @pytest.mark.parametrize(
     ("text", "rewrite"),
     [
-        ("he is a complete [1d1ot|idiot] when it comes to computers", "He is not good when it comes to computers."),
+        (
+            "he is a complete [1d1ot|idiot] when it comes to computers",
+            "He is not good when it comes to computers.",
+        ),
         ("WHO THE [HELL] ASKED YOU", "Who asked you?"),
         ("go to [hell] with your new rules 👿", "Go away with your new rules 👿"),
     ],
 )
-def test_a_rewrite_in_other_words_keeps_the_rule_and_another_sentence_does_not(text: str, rewrite: str) -> None:
+def test_a_rewrite_in_other_words_keeps_the_rule_and_another_sentence_does_not(
+    text: str, rewrite: str
+) -> None:
     assert is_clean(text, rewrite)
     assert not is_clean(text, "This is not a good thing to say.")
 

@@ -105,10 +105,15 @@ def test_a_file_that_lost_whole_lines_is_refused(path: Path) -> None:
     [
         (SPLITS["test"][0], "stands in this run's test split: its target would leak"),
         (SPLITS["validation"][0], "stands in this run's validation split: its target would leak"),
-        (Example("a sentence of another corpus", ("x",)), "1 target of 5 for sentences that are not in this data set"),
+        (
+            Example("a sentence of another corpus", ("x",)),
+            "1 target of 5 for sentences that are not in this data set",
+        ),
     ],
 )
-def test_targets_of_other_than_training_sentences_are_refused(path: Path, example: Example, message: str) -> None:
+def test_targets_of_other_than_training_sentences_are_refused(
+    path: Path, example: Example, message: str
+) -> None:
     write_targets(path, HEADER, [*ROWS, {"id": example.id, "target": "x"}])
     assert message in refuse(path)
     assert f"{path}:6: " in refuse(path)
@@ -122,7 +127,21 @@ def test_a_teacher_held_against_other_sentences_is_refused(path: Path, split: st
 
 @pytest.mark.parametrize(
     "target",
-    ["", " ", "two\nlines", "a\u2028b", "tab\there", "bell\x07", "\x1b[31mred", " space", "\ud800", 5, None, ["x"], {"a": 1}],
+    [
+        "",
+        " ",
+        "two\nlines",
+        "a\u2028b",
+        "tab\there",
+        "bell\x07",
+        "\x1b[31mred",
+        " space",
+        "\ud800",
+        5,
+        None,
+        ["x"],
+        {"a": 1},
+    ],
 )
 def test_a_target_that_is_no_clean_line_is_refused(path: Path, target: Any) -> None:
     write_json_lines(path, [])
@@ -133,7 +152,12 @@ def test_a_target_that_is_no_clean_line_is_refused(path: Path, target: Any) -> N
 
 
 def test_text_that_looks_like_tokens_or_markup_is_learnt_as_text(path: Path) -> None:
-    hostile = ["</s> <pad>", "### Rewritten:", "<script>alert(1)</script>", "{{ config }} [/bold] $(rm -rf /)"]
+    hostile = [
+        "</s> <pad>",
+        "### Rewritten:",
+        "<script>alert(1)</script>",
+        "{{ config }} [/bold] $(rm -rf /)",
+    ]
     write_targets(path, HEADER, [{**row, "target": text} for row, text in zip(ROWS, hostile, strict=True)])
     assert list(read_targets(str(path), SPLITS).texts.values()) == hostile
 
@@ -145,7 +169,18 @@ def test_a_sentence_with_two_targets_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "\n", "[]\n", "null\n", "{}\n", "not json\n", "[" * 200_000, '{"format": 1}\n', '{"format": 2, "rows": 0}\n', "\u00e9"],
+    [
+        "",
+        "\n",
+        "[]\n",
+        "null\n",
+        "{}\n",
+        "not json\n",
+        "[" * 200_000,
+        '{"format": 1}\n',
+        '{"format": 2, "rows": 0}\n',
+        "\u00e9",
+    ],
 )
 def test_another_file_is_refused(path: Path, content: str) -> None:
     path.write_text(content, encoding="latin1" if content == "\u00e9" else "utf-8")
@@ -205,13 +240,21 @@ def test_targets_need_the_corpus_in_memory(mini_arguments: list[str], path: Path
 
 
 def test_a_recipes_targets_are_left_out_with_other_data(
-    taught: tuple[Path, Path], small_data: Path, mini_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: tuple[Path, Path],
+    small_data: Path,
+    mini_arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, path = taught
     recipe = tmp_path / "own.yaml"
     text = TINY.read_text(encoding="utf-8")
     assert "  targets: recipes/tiny-targets.jsonl\n" in text
-    recipe.write_text(text.replace("recipes/tiny-targets.jsonl", str(path)).replace("recipes/tiny-corpus.tsv", str(small_data)))
+    recipe.write_text(
+        text.replace("recipes/tiny-targets.jsonl", str(path)).replace(
+            "recipes/tiny-corpus.tsv", str(small_data)
+        )
+    )
     model = ["--model_name_or_path", mini_arguments[mini_arguments.index("--model_name_or_path") + 1]]
     assert inspect_recipe(str(recipe), model).targets is not None
     assert inspect_recipe(str(recipe), [*model, "--data.source", str(small_data)]).targets is None
@@ -221,7 +264,11 @@ def test_a_recipes_targets_are_left_out_with_other_data(
 
 
 def test_a_run_that_goes_on_needs_the_same_targets(
-    taught: tuple[Path, Path], mini_arguments: list[str], call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: tuple[Path, Path],
+    mini_arguments: list[str],
+    call_main: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sft.train import Trainer
 
@@ -229,7 +276,9 @@ def test_a_run_that_goes_on_needs_the_same_targets(
     path.write_bytes(taught[1].read_bytes())
     words = [*mini_arguments, "--data.targets", str(path), "--output_dir", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr("sft.run.save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
+        patch.setattr(
+            "sft.run.save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
+        )
         patch.setattr("sft.model.save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             call_main("sft.run", *words)
@@ -237,7 +286,9 @@ def test_a_run_that_goes_on_needs_the_same_targets(
     assert read_json(Run(tmp_path / "run").manifest_path)["targets"]["sentences"]
     header, *rows = read_json_lines(path)
     rows[0]["target"] = "another one"
-    write_targets(path, {key: value for key, value in header.items() if key not in ("format", "rows", "sha256")}, rows)
+    write_targets(
+        path, {key: value for key, value in header.items() if key not in ("format", "rows", "sha256")}, rows
+    )
     with pytest.raises(Exception, match="began with another targets"):
         call_main("sft.run", *words, "--resume_from_checkpoint", "true")
     assert Trainer

@@ -8,7 +8,9 @@ from sft.schema import DataConfig
 from sft.splits import split_examples
 from sft.storage import PROJECT
 
-SPLITS = split_examples(read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples, 0.2, 0.2, 0)
+SPLITS = split_examples(
+    read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples, 0.2, 0.2, 0
+)
 
 
 def test_it_tells_held_out_sentences_from_their_rewrites() -> None:
@@ -33,7 +35,11 @@ def test_texts_without_words_are_not_toxic() -> None:
 
 
 def test_same_sentences_same_classifier_and_its_name_says_which() -> None:
-    one, again, other = fit_toxicity(SPLITS["train"]), fit_toxicity(SPLITS["train"]), fit_toxicity(SPLITS["train"][1:])
+    one, again, other = (
+        fit_toxicity(SPLITS["train"]),
+        fit_toxicity(SPLITS["train"]),
+        fit_toxicity(SPLITS["train"][1:]),
+    )
     texts = [example.toxic for example in SPLITS["test"]]
     assert one.predict(texts) == again.predict(texts)
     assert one.signature == again.signature != other.signature
@@ -44,6 +50,8 @@ def test_accuracy_is_the_mean_of_both_sides() -> None:
     model = fit_toxicity(SPLITS["train"])
     examples = SPLITS["test"]
     toxic = [value > 0.5 for value in model.predict([example.toxic for example in examples])]
-    neutral = [value <= 0.5 for value in model.predict([text for example in examples for text in example.references])]
+    neutral = [
+        value <= 0.5 for value in model.predict([text for example in examples for text in example.references])
+    ]
     expected = (sum(toxic) / len(toxic) + sum(neutral) / len(neutral)) / 2
     assert model.measure_accuracy(examples) == pytest.approx(expected)

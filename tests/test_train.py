@@ -47,7 +47,9 @@ def test_log_has_a_line_a_logging_step(mini_run: Path) -> None:
     assert [line["step"] for line in log if "eval_loss" in line] == [0, 4, 8]
     for line in log:
         if "loss" in line:
-            assert {"epoch", "seconds", "samples_per_second", "loss", "learning_rate", "grad_norm"} <= set(line)
+            assert {"epoch", "seconds", "samples_per_second", "loss", "learning_rate", "grad_norm"} <= set(
+                line
+            )
 
 
 def test_training_lowers_the_loss(mini_run: Path) -> None:
@@ -77,19 +79,26 @@ def test_training_in_float32_on_a_cpu_without_bfloat16(
     assert seen == {torch.float32}
     assert "float32 in its place" in capsys.readouterr().out
     assert load_recipe(tmp_path / "recipe.yaml").trl["dtype"] == "float32"
-    losses, others = (read_json(run / "environment.json")["training"]["validation_loss"] for run in (tmp_path, mini_run))
+    losses, others = (
+        read_json(run / "environment.json")["training"]["validation_loss"] for run in (tmp_path, mini_run)
+    )
     assert losses == pytest.approx(others, rel=0.01)  # the same training but for rounding
 
 
 def test_splits_in_the_run_do_not_overlap(mini_run: Path) -> None:
-    ids = {split: {line["id"] for line in read_json_lines(mini_run / "data" / f"{split}.jsonl")} for split in ("train", "test")}
+    ids = {
+        split: {line["id"] for line in read_json_lines(mini_run / "data" / f"{split}.jsonl")}
+        for split in ("train", "test")
+    }
     assert ids["train"]
     assert ids["test"]
     assert not ids["train"] & ids["test"]
     assert read_json(mini_run / "data" / "manifest.json")["leaks"] == 0
 
 
-def test_adapter_is_4_bit_lora_on_all_linear_layers_and_names_no_path(mini_run: Path, mini_base: Path) -> None:
+def test_adapter_is_4_bit_lora_on_all_linear_layers_and_names_no_path(
+    mini_run: Path, mini_base: Path
+) -> None:
     from safetensors import safe_open
 
     text = (mini_run / "adapter" / "adapter_config.json").read_text()
@@ -110,7 +119,9 @@ def test_same_recipe_and_seed_give_the_same_bytes(
     done = run_python("sft/run.py", *mini_arguments, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "run" / "adapter" / name).read_bytes() == (mini_run / "adapter" / name).read_bytes()
+        assert (tmp_path / "run" / "adapter" / name).read_bytes() == (
+            mini_run / "adapter" / name
+        ).read_bytes()
     call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "other", "--seed", 1)
     assert hash_file(Run(tmp_path / "other").adapter_weights) != hash_file(Run(mini_run).adapter_weights)
 
@@ -120,11 +131,16 @@ def test_resolved_recipe_gives_the_same_run(mini_run: Path, call_main: Main, tmp
     assert hash_file(Run(tmp_path / "again").adapter_weights) == hash_file(Run(mini_run).adapter_weights)
 
 
-def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+def test_killed_run_goes_on_to_the_same_bytes(
+    mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path
+) -> None:
     root = tmp_path / "run"
     arguments = [*mini_arguments, "--output_dir", str(root)]
     process = subprocess.Popen(
-        [sys.executable, "sft/run.py", *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "sft/run.py", *arguments],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     run = Run(root)
     deadline = time.monotonic() + 120
@@ -142,7 +158,9 @@ def test_killed_run_goes_on_to_the_same_bytes(mini_run: Path, mini_arguments: li
     with run.log_path.open("a") as log:
         log.write('{"step": 7, "lo')
 
-    with pytest.raises(RunError, match=r"an interrupted run is here, with checkpoint-\d\. --resume_from_checkpoint true"):
+    with pytest.raises(
+        RunError, match=r"an interrupted run is here, with checkpoint-\d\. --resume_from_checkpoint true"
+    ):
         call_main("sft.run", *arguments)
     with pytest.raises(RunError, match=r"the interrupted run began with another learning_rate \(see "):
         call_main("sft.run", *arguments, "--resume_from_checkpoint", "true", "--learning_rate", "1e-3")
@@ -175,17 +193,27 @@ def interrupt(
     return train
 
 
-@pytest.mark.parametrize(("before", "after"), [(2**40, 2**20), (2**20, 2**40)], ids=["less memory", "more memory"])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2**40, 2**20), (2**20, 2**40)], ids=["less memory", "more memory"]
+)
 def test_resumed_with_other_memory(
     before: int, after: int, interrupt: Callable[..., list[str]], mini_run: Path, call_main: Main, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("sft.memory.find_change", lambda *_: None)  # tries many batches, and here none would fit
+    monkeypatch.setattr(
+        "sft.memory.find_change", lambda *_: None
+    )  # tries many batches, and here none would fit
     monkeypatch.setattr("sft.memory.find_available", lambda _: before)
     arguments = interrupt()
     monkeypatch.setattr("sft.memory.find_available", lambda _: after)
     with pytest.raises(RunError, match="began with another activation_checkpointing"):
-        call_main("sft.run", *arguments, "--resume_from_checkpoint", "--activation_checkpointing", str(before > after).lower())
+        call_main(
+            "sft.run",
+            *arguments,
+            "--resume_from_checkpoint",
+            "--activation_checkpointing",
+            str(before > after).lower(),
+        )
     call_main("sft.run", *arguments, "--resume_from_checkpoint")
     assert load_recipe(tmp_path / "run" / "recipe.yaml").trl["activation_checkpointing"] is (before < after)
     if before > after:
@@ -233,7 +261,9 @@ def test_emissions_count_on_after_an_interruption(
     }
 
 
-def test_codecarbon_estimates_for_a_grid_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codecarbon_estimates_for_a_grid_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sft.progress import start_tracker
 
     asked = []
@@ -273,9 +303,17 @@ def test_resumed_with_another_largest_batch(
     from sft.preflight import inspect_recipe
 
     overrides = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint"]
-    for path, words, flag in ((TINY, arguments[1:], True), (tmp_path / "run" / "recipe.yaml", overrides, False)):
-        assert inspect_recipe(str(path), words, auto_batch=flag).recipe.trl["per_device_train_batch_size"] == 8
-    assert inspect_recipe(str(TINY), arguments[1:], overwrite=True).recipe.trl["per_device_train_batch_size"] == 24
+    for path, words, flag in (
+        (TINY, arguments[1:], True),
+        (tmp_path / "run" / "recipe.yaml", overrides, False),
+    ):
+        assert (
+            inspect_recipe(str(path), words, auto_batch=flag).recipe.trl["per_device_train_batch_size"] == 8
+        )
+    assert (
+        inspect_recipe(str(TINY), arguments[1:], overwrite=True).recipe.trl["per_device_train_batch_size"]
+        == 24
+    )
     call_main("sft.run", *arguments)
     assert load_recipe(tmp_path / "run" / "recipe.yaml").trl == began.trl
     assert read_json(tmp_path / "run" / "environment.json")["asked"]["per_device_train_batch_size"] == 24
@@ -293,7 +331,9 @@ def test_resumed_on_another_cpu(
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": not with_bfloat16})
     preflight = inspect_recipe(str(TINY), arguments[1:])
     assert preflight.recipe.trl["dtype"] == ("bfloat16" if with_bfloat16 else "float32")
-    assert any("as the interrupted run does: slow" in note for note in preflight.list_notes()) == with_bfloat16
+    assert (
+        any("as the interrupted run does: slow" in note for note in preflight.list_notes()) == with_bfloat16
+    )
     assert find_start(Run(tmp_path / "run"), preflight, False)
 
 
@@ -304,7 +344,9 @@ def test_finished_run_is_not_overwritten(mini_run: Path, mini_arguments: list[st
     assert before == {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
 
 
-def test_overwrite_replaces_the_run_and_keeps_other_files(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
+def test_overwrite_replaces_the_run_and_keeps_other_files(
+    mini_arguments: list[str], call_main: Main, tmp_path: Path
+) -> None:
     root = tmp_path / "run"
     (root / "adapter").mkdir(parents=True)
     (root / "notes.txt").write_text("mine")
@@ -367,7 +409,9 @@ def test_launchers_one_thread_becomes_all_cores(tmp_path: Path) -> None:
     )
     launched = run_python("-m", "accelerate.commands.launch", script).stdout.split()
     assert launched and launched[0] == launched[1], launched
-    assert run_python(script, env={"OMP_NUM_THREADS": "1"}).stdout.split()[0] == "1"  # a user's own word stands
+    assert (
+        run_python(script, env={"OMP_NUM_THREADS": "1"}).stdout.split()[0] == "1"
+    )  # a user's own word stands
 
 
 @pytest.mark.parametrize(
@@ -386,7 +430,10 @@ def test_two_processes_train_one_run(launcher: list[str], mini_arguments: list[s
     run = Run(root)
     assert run.is_finished()
     assert read_json(run.environment_path)["processes"] == 2
-    assert [line["step"] for line in read_json_lines(run.log_path) if "loss" in line] == [2, 4]  # once, not once a process
+    assert [line["step"] for line in read_json_lines(run.log_path) if "loss" in line] == [
+        2,
+        4,
+    ]  # once, not once a process
     done = run_python("-m", *launcher, "eval/run.py", root)
     assert done.returncode == 0, done.stderr
     by_two = (run.eval / "predictions.jsonl").read_bytes()
@@ -425,4 +472,6 @@ def test_environment_names_no_user(mini_run: Path) -> None:
     environment = read_json(mini_run / "environment.json")
     assert {"versions", "hardware", "git_commit", "seeds", "command", "base", "training"} <= set(environment)
     assert environment["versions"]["trl"]
-    assert str(Path.home()) not in json.dumps({key: environment[key] for key in environment if key != "command"})
+    assert str(Path.home()) not in json.dumps(
+        {key: environment[key] for key in environment if key != "command"}
+    )

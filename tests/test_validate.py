@@ -37,7 +37,11 @@ def test_correlations_are_scipys() -> None:
 
 def test_a_table_is_printed(tmp_path: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["you stupid idiot , go away", "what the fuck is this shit", "shut the hell up , moron"]
-    outputs = {"copy": texts, "people": ["Please go away.", "What is this?", "Please be quiet."], "off": ["Nice day."] * 3}
+    outputs = {
+        "copy": texts,
+        "people": ["Please go away.", "What is this?", "Please be quiet."],
+        "off": ["Nice day."] * 3,
+    }
     judgements = {"copy": "1\t1\t0.5", "people": "1\t1\t1", "off": "1\t0\t1"}
     rows = [
         f"{name}\t{toxic}\t{output}\t{judgements[name]}"
@@ -81,7 +85,10 @@ def test_the_joint_score_ranks_as_people_do_and_copies_last() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["a\tx\ty\t1\t1\t2"], r":2: found toxicity_pairwise '2', content '1', fluency '1'. Expected numbers from 0 to 1"),
+        (
+            ["a\tx\ty\t1\t1\t2"],
+            r":2: found toxicity_pairwise '2', content '1', fluency '1'. Expected numbers from 0 to 1",
+        ),
         (["a\tx\ty\t1\t1"], r":2: found toxicity_pairwise None, .* Expected numbers"),
         (["a\tx\ty\t1\tgood\t1"], r":2: found .* content 'good'"),
         (["a\tx\ty\t1\t1\t1", "b\tx\ty\t1\t1\t1"], "Expected those of three systems at least"),
@@ -96,5 +103,7 @@ def test_missing_file_and_columns(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_judged(tmp_path / "none.tsv")
     (tmp_path / "x.tsv").write_text("system\toutput\n")
-    with pytest.raises(InputError, match=r"no column toxic, toxicity_pairwise, content, fluency\. Found: system, output\."):
+    with pytest.raises(
+        InputError, match=r"no column toxic, toxicity_pairwise, content, fluency\. Found: system, output\."
+    ):
         read_judged(tmp_path / "x.tsv")

@@ -33,7 +33,9 @@ def reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubDouble) -> No
     settings = {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False}
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 1000))
 
@@ -65,7 +67,12 @@ def edit_card(pattern: str, replacement: str) -> Callable[[Files], Files]:
 
 def edit_config(**values: Any) -> Callable[[Files], Files]:
     return lambda files: (
-        files | {"adapter_config.json": json.dumps(json.loads(files["adapter_config.json"]) | values, indent=2).encode()}
+        files
+        | {
+            "adapter_config.json": json.dumps(
+                json.loads(files["adapter_config.json"]) | values, indent=2
+            ).encode()
+        }
     )
 
 
@@ -103,7 +110,9 @@ CONFIG = "SHA-256 of adapter_config.json"
         (edit_results("adapter", "config_sha256", value="0" * 64), [CONFIG]),
     ],
 )  # fmt: skip
-def test_each_change_is_found_and_named(files: Files, edit: Callable[[Files], Files], failed: list[str], tmp_path: Path) -> None:
+def test_each_change_is_found_and_named(
+    files: Files, edit: Callable[[Files], Files], failed: list[str], tmp_path: Path
+) -> None:
     found = list_failed(edit(files), tmp_path)
     assert len(found) == len(failed), found
     assert all(what.startswith(start) for what, start in zip(found, failed, strict=True)), found
@@ -112,7 +121,9 @@ def test_each_change_is_found_and_named(files: Files, edit: Callable[[Files], Fi
 @pytest.mark.parametrize("edit", [
     edit_card(r"(?s)    metrics:\n.*?\n---", "    metrics: []\n---"), edit_card(r"(?s)model-index:\n.*?\n---", "x: 1\n---"),
 ])  # fmt: skip
-def test_a_card_without_metrics_fails_for_each(files: Files, edit: Callable[[Files], Files], tmp_path: Path) -> None:
+def test_a_card_without_metrics_fails_for_each(
+    files: Files, edit: Callable[[Files], Files], tmp_path: Path
+) -> None:
     names = [name for _, name, _ in list_metrics(json.loads(files["results.json"]))]
     assert {"BLEU", "chrF", "ROUGE-L", "joint"} <= set(names)
     assert list_failed(edit(files), tmp_path) == [f"{name} on the card" for name in names]
@@ -125,7 +136,9 @@ def test_an_older_results_file_is_not_enough(files: Files, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("reach")
-def test_what_another_version_published(hub: HubDouble, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_version_published(
+    hub: HubDouble, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add_repo("model", REPO, edit_results("schema", value=3)(files))
     monkeypatch.setattr("sys.argv", ["verify", REPO])
     message = rf"{REPO}: results\.json has schema 3, and this version reads {SCHEMA}\. Verify with the"
@@ -162,7 +175,9 @@ def test_a_hub_that_fails_is_told_and_no_old_copy_is_verified(
         download(REPO, None)
     assert caught.value.status == 4
     hub.faults[:] = [Fault(request_pattern, how)]
-    assert (download(REPO, None) / "README.md").read_bytes() == b"other", "what fails in passing is tried again"
+    assert (download(REPO, None) / "README.md").read_bytes() == b"other", (
+        "what fails in passing is tried again"
+    )
 
 
 @pytest.mark.usefixtures("reach")
@@ -175,7 +190,9 @@ def test_without_requests_nothing_is_verified(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("reach")
 @pytest.mark.parametrize("request_pattern", ["GET /api/models/", "(GET|HEAD) .*/resolve/"])
 @pytest.mark.parametrize("how", [500, 503, "cut"])
-def test_an_adapter_from_a_hub_that_fails(hub: HubDouble, files: Files, how: int | str, request_pattern: str) -> None:
+def test_an_adapter_from_a_hub_that_fails(
+    hub: HubDouble, files: Files, how: int | str, request_pattern: str
+) -> None:
     hub.add_repo("model", REPO, files)
     hub.faults.append(Fault(request_pattern, how, times=999))
     with pytest.raises(HubFailure, match=REPO):
@@ -197,10 +214,14 @@ def test_an_adapter_whose_config_was_changed(hub: HubDouble, files: Files) -> No
     hub.add_repo("model", REPO, take_base(files, commit))
     assert find_adapter(REPO).base.name == "me/base", "an older results.json is used as before"
     hub.add_repo("model", "me/config", edit_config(lora_alpha=64)(files))
-    with pytest.raises(InputError, match=r"me/config: its adapter_config\.json was changed after the evaluation"):
+    with pytest.raises(
+        InputError, match=r"me/config: its adapter_config\.json was changed after the evaluation"
+    ):
         find_adapter("me/config")
     hub.add_repo("model", "me/commit", edit_config(revision="0" * 40)(take_base(files, commit)))
-    with pytest.raises(InputError, match=r"me/commit: its adapter_config\.json names another base model or revision"):
+    with pytest.raises(
+        InputError, match=r"me/commit: its adapter_config\.json names another base model or revision"
+    ):
         find_adapter("me/commit")
 
 

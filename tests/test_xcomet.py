@@ -51,10 +51,14 @@ def load(checkpoint: str, encoder: str) -> Xcomet:
 
 
 @pytest.mark.parametrize("batch", [3, 32])
-def test_scores_are_those_of_unbabel_comet(batch: int, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_those_of_unbabel_comet(
+    batch: int, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(xcomet, "BATCH", batch)
     sources, outputs, references, scores = zip(*ROWS, strict=True)
-    np.testing.assert_allclose(load(*folders).estimate(sources, outputs, references), scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        load(*folders).estimate(sources, outputs, references), scores, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,5 +87,7 @@ def test_a_checkpoint_of_another_shape(folders: tuple[str, str], tmp_path: Path)
     checkpoint = tmp_path / "checkpoint"
     make_xcomet(checkpoint, tmp_path / "encoder")
     (checkpoint / "config.json").unlink()  # then the sizes are those of the published one
-    with pytest.raises(InputError, match=r"checkpoint is no XCOMET-lite on .*encoder: .*size mismatch for estimator\.ff\.0"):
+    with pytest.raises(
+        InputError, match=r"checkpoint is no XCOMET-lite on .*encoder: .*size mismatch for estimator\.ff\.0"
+    ):
         load(str(checkpoint), folders[1])

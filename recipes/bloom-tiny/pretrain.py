@@ -27,14 +27,22 @@ from typing import Any
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]  # BLOOM's own, with BLOOM's ids
 PLAIN_SHARE = 0.1
-SALAD_SHARE = 0.03  # words at random, to be copied as they are: no guess helps there, and copying is learnt early
+SALAD_SHARE = (
+    0.03  # words at random, to be copied as they are: no guess helps there, and copying is learnt early
+)
 POOL = 4096  # sentences drawn, noised and sorted by length at a time
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "texts", nargs="+", type=Path, metavar="TEXT", help="UTF-8 text, a sentence a line; named twice, drawn twice as often"
+        "texts",
+        nargs="+",
+        type=Path,
+        metavar="TEXT",
+        help="UTF-8 text, a sentence a line; named twice, drawn twice as often",
     )
     parser.add_argument(
         "--corpus", nargs="*", default=[], type=Path, metavar="FILE",
@@ -74,14 +82,20 @@ def read_sentences(texts: Sequence[Path], corpora: Sequence[Path]) -> list[str]:
     for path in corpora:
         examples = read_corpus(dataclasses.replace(config, source=str(path))).examples
         splits = split_examples(examples, config.validation, config.test, config.seed)
-        found = {split: [text for example in splits[split] for text in (example.toxic, *example.references)] for split in splits}
+        found = {
+            split: [text for example in splits[split] for text in (example.toxic, *example.references)]
+            for split in splits
+        }
         hidden.update(make_key(text) for split in ("validation", "test") for text in found[split])
         lines[path] = found["train"]
     sentences: list[str] = []
     for path, times in Counter([*texts, *corpora]).items():
         tidied = [tidy(clean_text(line)) for line in lines[path]]
         kept = list(dict.fromkeys(line for line in tidied if line and make_key(line) not in hidden))
-        print(f"{path.name}: {len(kept):,} sentences; {len(tidied) - len(kept):,} empty, repeated or held out", flush=True)
+        print(
+            f"{path.name}: {len(kept):,} sentences; {len(tidied) - len(kept):,} empty, repeated or held out",
+            flush=True,
+        )
         sentences += kept * times
     return sentences
 
@@ -110,12 +124,16 @@ def train_tokenizer(sentences: Sequence[str], vocab_size: int):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     # The prompt, often enough that each of its words is one token.
     bpe.train_from_iterator([*sentences, *[format_prompt("x")] * 2000], trainer)
     unk, bos, eos, pad = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos, pad_token=pad)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos, pad_token=pad
+    )
 
 
 def wear_down(text: str, rng: random.Random) -> str:
@@ -136,7 +154,9 @@ def find_followers(sentences: Sequence[str]) -> dict[str, list[str]]:
     return dict(followers)
 
 
-def add_noise(sentence: str, sentences: Sequence[str], followers: Mapping[str, Sequence[str]], rng: random.Random) -> str:
+def add_noise(
+    sentence: str, sentences: Sequence[str], followers: Mapping[str, Sequence[str]], rng: random.Random
+) -> str:
     """Return a noisy form of `sentence`; an eighth of them stay as they are but for style.
 
     Half of the time, what is put in is one word that in the text follows the word before it, as a rude word fits its place.
@@ -197,7 +217,9 @@ def make_batches(
             answers.append(sentence)
         rows = [
             (context, answer + [tokenizer.eos_token_id])
-            for context, answer in zip(tokenizer(contexts)["input_ids"], tokenizer(answers)["input_ids"], strict=True)
+            for context, answer in zip(
+                tokenizer(contexts)["input_ids"], tokenizer(answers)["input_ids"], strict=True
+            )
         ]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         batches: list[list[tuple[list[int], list[int]]]] = [[]]
@@ -225,7 +247,14 @@ def pretrain(arguments: argparse.Namespace) -> None:
     """
     import torch
     import torch.nn.functional as functional
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from transformers import BloomConfig, BloomForCausalLM
 
     from sft.command import InputError
@@ -261,9 +290,13 @@ def pretrain(arguments: argparse.Namespace) -> None:
         )
     ).to(device)
     for block in model.transformer.h:
-        block.mlp.gelu_impl = torch.nn.GELU("tanh")  # BLOOM's own formula in one kernel: a quarter of the step on a CPU
+        block.mlp.gelu_impl = torch.nn.GELU(
+            "tanh"
+        )  # BLOOM's own formula in one kernel: a quarter of the step on a CPU
     print(f"{model.num_parameters():,} parameters on {device}", flush=True)
-    matrices = {name: weight for name, weight in model.transformer.h.named_parameters(prefix="h") if weight.ndim == 2}
+    matrices = {
+        name: weight for name, weight in model.transformer.h.named_parameters(prefix="h") if weight.ndim == 2
+    }
     others = [weight for name, weight in model.transformer.named_parameters() if name not in matrices]
     rate = arguments.learning_rate
     optimizers = [
@@ -279,7 +312,13 @@ def pretrain(arguments: argparse.Namespace) -> None:
         first_step = state["step"]
 
     batches = make_batches(sentences, tokenizer, arguments.batch_tokens, arguments.seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     losses: list[float] = []
     with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task("pretraining", total=arguments.steps)
@@ -299,11 +338,15 @@ def pretrain(arguments: argparse.Namespace) -> None:
                 labels[i, len(context) : end] = torch.tensor(answer)
                 mask[i, :end] = 1
             # A cosine, cut off at five sixths of its way: its tail is time for little.
-            scale = min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / (1.2 * arguments.steps))))
+            scale = min(1, (step + 1) / 200) * (
+                0.02 + 0.49 * (1 + math.cos(math.pi * step / (1.2 * arguments.steps)))
+            )
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = rate * scale
             with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
-                hidden = model.transformer(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state[:, :-1]
+                hidden = model.transformer(
+                    input_ids=ids.to(device), attention_mask=mask.to(device)
+                ).last_hidden_state[:, :-1]
                 targets = labels[:, 1:].to(device)
                 scored = targets != -100  # the head is the costly part: only what is scored passes through it
                 loss = functional.cross_entropy(model.lm_head(hidden[scored]).float(), targets[scored])

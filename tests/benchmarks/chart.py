@@ -8,7 +8,12 @@ import sides
 from sft.plots import draw_figure
 
 RATES = ("samples_per_second", "sentences_per_second")
-LABELS = {"tiny": "embedded base", "560m": "BLOOM-560M shape", "3b": "BLOOM-3B shape", "7b1": "BLOOM-7B1 shape"}
+LABELS = {
+    "tiny": "embedded base",
+    "560m": "BLOOM-560M shape",
+    "3b": "BLOOM-3B shape",
+    "7b1": "BLOOM-7B1 shape",
+}
 
 
 def main() -> None:
@@ -16,7 +21,10 @@ def main() -> None:
     names = list(dict.fromkeys(side for _, medians in rows for side in medians))
     with draw_figure(sides.FIGURES / "speed.png") as axes:
         for index, (_, medians) in enumerate(rows):
-            speeds = {side: next(values[rate] for rate in RATES if rate in values) for side, values in medians.items()}
+            speeds = {
+                side: next(values[rate] for rate in RATES if rate in values)
+                for side, values in medians.items()
+            }
             for place, (side, speed) in enumerate(speeds.items()):
                 height = 0.8 / len(speeds)
                 y, ratio = index + (place - (len(speeds) - 1) / 2) * height, speed / min(speeds.values())

@@ -10,9 +10,13 @@ import sides
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="recipes/tiny-corpus.tsv", help="data.source")
-    parser.add_argument("--run", help="a finished run to generate with; else one of recipes/tiny.yaml is trained")
+    parser.add_argument(
+        "--run", help="a finished run to generate with; else one of recipes/tiny.yaml is trained"
+    )
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
     arguments = parser.parse_args()
     sides.run_commands(list_commands(arguments, sides.make_work_folder()))
@@ -22,7 +26,15 @@ def list_commands(arguments: argparse.Namespace, work: Path) -> list[list[str]]:
     """Return the commands; what they train lies in `work`."""
     run = arguments.run or str(work / "tiny")
     data, out = ["--data", arguments.data], ["--out", str(arguments.out)]
-    training = ["sft/run.py", "recipes/tiny.yaml", "--data.source", arguments.data, "--output_dir", run, "--overwrite"]
+    training = [
+        "sft/run.py",
+        "recipes/tiny.yaml",
+        "--data.source",
+        arguments.data,
+        "--output_dir",
+        run,
+        "--overwrite",
+    ]
     few = ["--batch", "4", "--steps", "6", "--warmup", "2", "--held_out", "4", "--repeats", "2"]
     return [
         ["tests/benchmarks/train.py", *data, *out],

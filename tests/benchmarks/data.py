@@ -19,12 +19,16 @@ from sft.schema import DataConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="recipes/tiny-corpus.tsv", help="data.source")
     parser.add_argument("--base", default="recipes/bloom-tiny", help="folder of the tokenizer")
     parser.add_argument("--repeats", type=parse_count, default=3)
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
-    parser.add_argument("--time", type=Path, help=argparse.SUPPRESS)  # the fresh process's own argument: where it writes
+    parser.add_argument(
+        "--time", type=Path, help=argparse.SUPPRESS
+    )  # the fresh process's own argument: where it writes
     arguments = parser.parse_args()
     if arguments.time:
         arguments.time.write_text(json.dumps(time_data(arguments.data, arguments.base)))
@@ -33,7 +37,15 @@ def main() -> None:
     work = sides.make_work_folder()
     for _ in range(arguments.repeats):
         out = work / "data.json"
-        words = ["tests/benchmarks/data.py", "--data", arguments.data, "--base", arguments.base, "--time", str(out)]
+        words = [
+            "tests/benchmarks/data.py",
+            "--data",
+            arguments.data,
+            "--base",
+            arguments.base,
+            "--time",
+            str(out),
+        ]
         if failure := sides.run_fresh(words, work / "data.log"):
             sys.exit(failure)
         runs.append(json.loads(out.read_text()))

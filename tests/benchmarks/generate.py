@@ -22,22 +22,34 @@ NEW_TOKENS = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN_DIR", type=Path)
     parser.add_argument("--sentences", type=parse_count, default=600)
     parser.add_argument("--report_sentences", type=parse_count, default=40)
     parser.add_argument("--beams", type=parse_count, default=1, help="of this project; the report is greedy")
-    parser.add_argument("--batch_size", type=parse_count, help="eval.batch_size of this project, in place of the recipe's")
-    parser.add_argument("--no_prefix_caching", action="store_true", help="of this project")
-    parser.add_argument("--in_16_bit", action="store_true", help="this project's base, whatever the recipe says")
     parser.add_argument(
-        "--static_cache", action="store_true", help="of this project; on a GPU a base in 16 bit is compiled for it"
+        "--batch_size", type=parse_count, help="eval.batch_size of this project, in place of the recipe's"
     )
-    parser.add_argument("--forced_end", action="store_true", help="for random weights: an answer is as long as its sentence")
+    parser.add_argument("--no_prefix_caching", action="store_true", help="of this project")
+    parser.add_argument(
+        "--in_16_bit", action="store_true", help="this project's base, whatever the recipe says"
+    )
+    parser.add_argument(
+        "--static_cache",
+        action="store_true",
+        help="of this project; on a GPU a base in 16 bit is compiled for it",
+    )
+    parser.add_argument(
+        "--forced_end", action="store_true", help="for random weights: an answer is as long as its sentence"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--repeats", type=parse_count, default=3)
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
-    parser.add_argument("--time", type=Path, help=argparse.SUPPRESS)  # the fresh process's own arguments: where it writes
+    parser.add_argument(
+        "--time", type=Path, help=argparse.SUPPRESS
+    )  # the fresh process's own arguments: where it writes
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.time:
@@ -48,8 +60,20 @@ def main() -> None:
     for turn in range(arguments.repeats):
         for side, values in runs.items():
             out = work / "generate.json"
-            words = ["tests/benchmarks/generate.py", str(arguments.run.resolve()), "--side", side, "--time", str(out)]
-            words += ["--sentences", str(arguments.sentences), "--report_sentences", str(arguments.report_sentences)]
+            words = [
+                "tests/benchmarks/generate.py",
+                str(arguments.run.resolve()),
+                "--side",
+                side,
+                "--time",
+                str(out),
+            ]
+            words += [
+                "--sentences",
+                str(arguments.sentences),
+                "--report_sentences",
+                str(arguments.report_sentences),
+            ]
             words += ["--beams", str(arguments.beams)] + ["--static_cache"] * arguments.static_cache
             words += ["--no_prefix_caching"] * arguments.no_prefix_caching
             words += ["--in_16_bit"] * arguments.in_16_bit + ["--forced_end"] * arguments.forced_end
@@ -120,7 +144,11 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
         rewriter.rewrite(texts)
         tokens = sum(counts)
     seconds = time.perf_counter() - begin
-    return {"sentences_per_second": len(texts) / seconds, "seconds": seconds, "tokens_per_sentence": tokens / len(texts)}
+    return {
+        "sentences_per_second": len(texts) / seconds,
+        "seconds": seconds,
+        "tokens_per_sentence": tokens / len(texts),
+    }
 
 
 def count_tokens(model: Any, end: int) -> list[int]:
@@ -202,7 +230,9 @@ def print_table(figures: dict[str, Any]) -> str:
     ours = medians.get(SIDES[0], {}).get("sentences_per_second")
     shape = figures["shape"] + (f", {figures['layers']} layers" if figures["layers"] else "")
     repeats = max(map(len, figures["runs"].values()))
-    cache = (", in 16 bit" if figures["in_16_bit"] else "") + (", a static cache" if figures["static_cache"] else "")
+    cache = (", in 16 bit" if figures["in_16_bit"] else "") + (
+        ", a static cache" if figures["static_cache"] else ""
+    )
     settings = f"{figures['beams']} beam(s), batches of {figures['batch_size']}{cache}"
     settings += "" if figures["prefix_caching"] else ", no prefix caching"
     settings += "; answers ended at the length of their sentences" if figures["forced_end"] else ""
@@ -215,7 +245,9 @@ def print_table(figures: dict[str, Any]) -> str:
     for side, values in medians.items():
         speed = values["sentences_per_second"]
         ratio = f"{ours / speed:.1f} x" if ours and side != SIDES[0] else ""
-        lines.append(f"| {side} | {speed:.2f} | {600 / speed:.1f} s | {values['tokens_per_sentence']:.1f} | {ratio} |")
+        lines.append(
+            f"| {side} | {speed:.2f} | {600 / speed:.1f} s | {values['tokens_per_sentence']:.1f} | {ratio} |"
+        )
     return "\n".join(lines)
 
 

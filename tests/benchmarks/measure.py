@@ -49,7 +49,9 @@ def install_clock(job: dict[str, Any]) -> Any:
             self.samples: list[int] = []  # for each micro-batch
             self.labelled: list[int] = []
             self.marks: list[int] = []  # micro-batches done at the end of each step
-            self.answers: deque[int] = deque()  # the report's way scores prompts too: the answer tokens of its batches
+            self.answers: deque[int] = (
+                deque()
+            )  # the report's way scores prompts too: the answer tokens of its batches
             self.result: dict[str, float] = {}
 
         def on_step_end(self, args: Any, *_: Any, **__: Any) -> None:
@@ -80,7 +82,9 @@ def install_clock(job: dict[str, Any]) -> Any:
 
     def counted_step(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
         labels = inputs["labels"]
-        ends = int((labels == job["end"]).sum())  # each sample's answer ends so, also where several share a row
+        ends = int(
+            (labels == job["end"]).sum()
+        )  # each sample's answer ends so, also where several share a row
         clock.samples.append(max(ends, labels.shape[0]))
         clock.labelled.append(clock.answers.popleft() if clock.answers else int((labels != -100).sum()))
         return plain_step(self, model, inputs, *rest, **named)
@@ -91,7 +95,9 @@ def install_clock(job: dict[str, Any]) -> Any:
 
 def read_peak() -> int:
     """Return the bytes that this process had in memory at its peak."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) * 1024
 
 
@@ -112,7 +118,9 @@ def score_rows(model: Any, rows: list[dict[str, list[int]]]) -> float:
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
         for row in rows:
             labels = torch.tensor(row["labels"][1:], device=device)
-            hidden = inner.transformer(torch.tensor([row["input_ids"]], device=device)).last_hidden_state[0, :-1]
+            hidden = inner.transformer(torch.tensor([row["input_ids"]], device=device)).last_hidden_state[
+                0, :-1
+            ]
             logits = inner.lm_head(hidden[labels != -100]).float()
             total += float(torch.nn.functional.cross_entropy(logits, labels[labels != -100], reduction="sum"))
             count += len(logits)

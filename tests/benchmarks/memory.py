@@ -36,10 +36,14 @@ CASES = {  # shape, overrides
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=CASES, default="cpu")
     parser.add_argument("--steps", type=parse_count, default=3)
-    parser.add_argument("--layers", type=parse_count, help="fewer layers than the shapes have, to try the command")
+    parser.add_argument(
+        "--layers", type=parse_count, help="fewer layers than the shapes have, to try the command"
+    )
     parser.add_argument("--data", default="recipes/tiny-corpus.tsv", help="data.source")
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
     arguments = parser.parse_args()
@@ -61,7 +65,10 @@ def main() -> None:
         cases.append(case)
         print(case, flush=True)
     figures = {"machine": sides.describe_machine(arguments.device), "steps": arguments.steps, "cases": cases}
-    lines = ["| shape | overrides | estimated, GiB | measured, GiB | estimated / measured |", "|---|---|---:|---:|---:|"]
+    lines = [
+        "| shape | overrides | estimated, GiB | measured, GiB | estimated / measured |",
+        "|---|---|---:|---:|---:|",
+    ]
     for case in cases:
         if case["failure"]:
             figures_of = f"failed: {case['failure']} | |"

@@ -50,7 +50,9 @@ def make_base(shape: str, layers: int | None, folder: Path) -> str:
         torch.set_default_dtype(torch.bfloat16)
         BloomForCausalLM(config).save_pretrained(path)
         torch.set_default_dtype(torch.float32)
-        AutoTokenizer.from_pretrained(PROJECT / "recipes" / "bloom-tiny").save_pretrained(path)  # last: marks it complete
+        AutoTokenizer.from_pretrained(PROJECT / "recipes" / "bloom-tiny").save_pretrained(
+            path
+        )  # last: marks it complete
     return str(path)
 
 
@@ -74,19 +76,29 @@ def list_overrides(shape: str, base: str, data: str, device: str, steps: int, ba
     }  # fmt: skip
     if batch:
         overrides["per_device_train_batch_size"] = batch
-    words = [f"{PROJECT}/recipes/{RECIPES[shape]}.yaml"] + [str(w) for key, v in overrides.items() for w in (f"--{key}", v)]
+    words = [f"{PROJECT}/recipes/{RECIPES[shape]}.yaml"] + [
+        str(w) for key, v in overrides.items() for w in (f"--{key}", v)
+    ]
     return words if shape == "tiny" else [*words, "--model_revision", "main", "--data.revision", "null"]
 
 
 def run_fresh(arguments: Sequence[str], log: Path, variables: dict[str, str] | None = None) -> str | None:
     """Run python in a new process in the project's folder; return None, or the last line of its output if it failed."""
     paths = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"BENCHMARK_START": str(time.time()), "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "BENCHMARK_START": str(time.time()),
+        "PYTHONPATH": paths,
+        "HF_HUB_OFFLINE": "1",
+    }
     environment |= variables or {}
     with log.open("w") as stream:
-        done = subprocess.run([sys.executable, *arguments], cwd=PROJECT, env=environment, stdout=stream, stderr=stream)
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=PROJECT, env=environment, stdout=stream, stderr=stream
+        )
     lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return None if done.returncode == 0 else f"exit {done.returncode}: {lines[-1] if lines else ''} (log: {log})"
+    return (
+        None if done.returncode == 0 else f"exit {done.returncode}: {lines[-1] if lines else ''} (log: {log})"
+    )
 
 
 def run_commands(commands: Sequence[Sequence[str]]) -> None:
@@ -113,10 +125,15 @@ def describe_machine(device: str) -> dict[str, Any]:
     cpu = f"{os.cpu_count()} cores of {names[0].partition(':')[2].strip() if names else platform.machine()}"
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(PROJECT)), *sys.argv[1:]]),
+        "command": shlex.join(
+            ["python", str(Path(sys.argv[0]).resolve().relative_to(PROJECT)), *sys.argv[1:]]
+        ),
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
-        "load": os.getloadavg()[0],  # of all processes in the minute before the end: a shared machine is noisy
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "load": os.getloadavg()[
+            0
+        ],  # of all processes in the minute before the end: a shared machine is noisy
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 

@@ -22,11 +22,15 @@ from sft.storage import PROJECT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=parse_count, nargs="+", default=[100_000, 2_000_000])
     parser.add_argument("--steps", type=parse_count, default=40)
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
-    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # the fresh process's own arguments: the corpus
+    parser.add_argument(
+        "--read", type=Path, help=argparse.SUPPRESS
+    )  # the fresh process's own arguments: the corpus
     parser.add_argument("--time", type=Path, help=argparse.SUPPRESS)  # and where it writes
     arguments = parser.parse_args()
     if arguments.read:
@@ -57,7 +61,11 @@ def main() -> None:
         lines.append(
             f"| {case['rows']:,} | {'streamed' if case['streaming'] else 'into memory'} | {case['training_peak']:.2f} | "
             f"{case['before']:.0f} | "
-            + (f"{case['reading_peak']:.2f} | {case['rows_per_second']:,.0f} |" if case["streaming"] else "| |")
+            + (
+                f"{case['reading_peak']:.2f} | {case['rows_per_second']:,.0f} |"
+                if case["streaming"]
+                else "| |"
+            )
         )
     sides.write_figures("streaming", figures, "\n".join(lines), arguments.out)
 
@@ -65,7 +73,9 @@ def main() -> None:
 def write_corpus(path: Path, rows: int) -> None:
     """Write rows of 8 to 16 words of the embedded corpus, with one rewrite each: all of them but the first two."""
     rng = random.Random(0)
-    words = sorted(set((PROJECT / "recipes" / "tiny-corpus.tsv").read_text(encoding="utf-8").replace('"', " ").split()))
+    words = sorted(
+        set((PROJECT / "recipes" / "tiny-corpus.tsv").read_text(encoding="utf-8").replace('"', " ").split())
+    )
     with path.open("w", encoding="utf-8") as stream:
         stream.write("toxic\tneutral1\n")
         for _ in range(rows):
@@ -77,7 +87,16 @@ def train(corpus: Path, streaming: bool, steps: int, work: Path) -> dict[str, fl
     """Return the peak of a training in GiB, and the seconds before its first step."""
     run = work / "streaming-run"
     words = sides.list_overrides("tiny", sides.make_base("tiny", None, work), str(corpus), "cpu", steps, None)
-    words += ["--data.streaming", str(streaming).lower(), "--data.closest", "false", "--data.swaps", "0", "--data.inserts", "0"]
+    words += [
+        "--data.streaming",
+        str(streaming).lower(),
+        "--data.closest",
+        "false",
+        "--data.swaps",
+        "0",
+        "--data.inserts",
+        "0",
+    ]
     words += ["--output_dir", str(run), "--overwrite"]
     begin = time.time()
     if failure := sides.run_fresh(["sft/run.py", *words], work / "streaming.log"):

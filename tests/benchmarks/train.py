@@ -36,16 +36,24 @@ EPOCH = 18_000  # pairs: about those of ParaDetox's training split
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=sides.RECIPES, default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=parse_count, default=40)
     parser.add_argument("--warmup", type=parse_count, default=5, help="first steps that do not count")
     parser.add_argument("--repeats", type=parse_count, default=3)
-    parser.add_argument("--layers", type=parse_count, help="fewer layers than the shape has, to try the command")
-    parser.add_argument("--batch", type=parse_count, help="per_device_train_batch_size, in place of the recipe's")
+    parser.add_argument(
+        "--layers", type=parse_count, help="fewer layers than the shape has, to try the command"
+    )
+    parser.add_argument(
+        "--batch", type=parse_count, help="per_device_train_batch_size, in place of the recipe's"
+    )
     parser.add_argument("--data", default="recipes/tiny-corpus.tsv", help="data.source")
-    parser.add_argument("--held_out", type=parse_count, default=64, help="validation pairs for the loss at the end")
+    parser.add_argument(
+        "--held_out", type=parse_count, default=64, help="validation pairs for the loss at the end"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
     arguments, extra = parser.parse_known_args()  # what is left overrides the recipe, for every side
@@ -53,7 +61,9 @@ def main() -> None:
         parser.error("--warmup must be below --steps")
     work = sides.make_work_folder()
     base = sides.make_base(arguments.shape, arguments.layers, work)
-    words = sides.list_overrides(arguments.shape, base, arguments.data, arguments.device, arguments.steps, arguments.batch)
+    words = sides.list_overrides(
+        arguments.shape, base, arguments.data, arguments.device, arguments.steps, arguments.batch
+    )
     words += extra
     job = write_job(arguments, words, work)
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides}
@@ -64,7 +74,9 @@ def main() -> None:
             out.unlink(missing_ok=True)
             path = work / "job" / "job.json"
             path.write_text(json.dumps(job | {"side": side, "out": str(out)}))
-            failure = sides.run_fresh(["tests/benchmarks/measure.py", str(path)], work / f"{side.replace(' ', '-')}.log")
+            failure = sides.run_fresh(
+                ["tests/benchmarks/measure.py", str(path)], work / f"{side.replace(' ', '-')}.log"
+            )
             if failure:
                 failures[side] = failure
             else:
@@ -103,7 +115,9 @@ def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> di
         words = [*words, "--bf16", "false", "--dtype", "float32"]  # for every side, the plain ones too
     train = preflight.tokens["train"]
     made = make_training_examples(preflight.splits, preflight.recipe.data)
-    pairs = [(e.toxic, reference) for examples in made.values() for e in examples for reference in e.references]
+    pairs = [
+        (e.toxic, reference) for examples in made.values() for e in examples for reference in e.references
+    ]
     limit = preflight.recipe.trl["max_length"]
     with (folder / "rows" / "train.jsonl").open("w") as stream:
         for (toxic, reference), length in zip(pairs, train.lengths, strict=True):
