@@ -30,7 +30,8 @@ def main() -> None:
         if not is_unicode(text):
             raise InputError(f"text {number}: not UTF-8. Convert it: iconv -f latin1 -t utf8.")
 
-    from eval.generate import find_adapter, load_rewriter
+    from eval.adapter import find_adapter
+    from eval.generate import load_rewriter
 
     rewriter = load_rewriter(find_adapter(arguments.adapter))
     lines = arguments.texts or read_lines()

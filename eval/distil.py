@@ -23,7 +23,7 @@ from sft.storage import name_path, read_json
 from sft.targets import holds_targets, is_line, write_targets
 
 if TYPE_CHECKING:
-    from eval.generate import Adapter
+    from eval.adapter import Adapter
     from eval.toxicity import ToxicityModel
 
 BEAMS = 8
@@ -83,7 +83,8 @@ def main() -> None:
             f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming."
         )
 
-    from eval.generate import find_adapter, load_rewriter
+    from eval.adapter import find_adapter
+    from eval.generate import load_rewriter
     from eval.toxicity import fit_toxicity
     from sft.machine import join_processes
 

@@ -8,29 +8,27 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sft.command import InputError, RunError, count, tell_once
+from eval.adapter import Adapter, GenerationSettings
+from eval.standalone import add_adapter, decode_answer, generate, load_base, load_tokenizer
+from sft.command import InputError, count, tell_once
 from sft.data import Example, clean_text, tokenise_texts
-from sft.hub import HubFailure, explain_errors
-from sft.machine import join_processes
-from sft.model import Base, load_finetuned, load_tokenizer, resolve_base
+from sft.hub import explain_errors, first_line
+from sft.machine import has_bfloat16, join_processes
+from sft.model import Base, load_config
 from sft.prompt import TEMPLATE, format_prompt
-from sft.run_dir import Run, open_run
-from sft.schema import Recipe, RecipeError
-from sft.storage import hash_file, read_json, write_text
+from sft.schema import RecipeError
+from sft.storage import write_text
 
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.utils import GenerateOutput
 
-QUANTIZATION_KEYS = (
-    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "attn_implementation",
-)  # fmt: skip
 LOGITS = 2**26  # at once, where likelihoods are measured: 256 MB
 PREFIX_CACHING = (
     "bloom",
@@ -41,36 +39,6 @@ PREFIX_CACHING = (
     "phi",
     "qwen2",
 )  # tested with it (tests/test_eval.py)
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are generated; `batch_size` is sentences at a time on each process."""
-
-    num_beams: int
-    max_new_tokens: int
-    batch_size: int
-    merge_adapter: bool = True  # see sft.model.load_finetuned
-    prefix_caching: bool = True  # see Rewriter.cache_prefix
-
-    def describe(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A fine-tuned adapter with all that its use needs: where its files lie, its base, and its settings."""
-
-    folder: Path
-    base: Base
-    quantization: dict[str, Any]
-    settings: GenerationSettings
-    tokens: dict[str, str | None]  # `pad_token` and `eos_token`, where the recipe names them
-
-    def describe(self) -> dict[str, str]:
-        """Return the hashes of its files, as results.json has them."""
-        weights, config = self.folder / "adapter_model.safetensors", self.folder / "adapter_config.json"
-        return {"sha256": hash_file(weights), "config_sha256": hash_file(config)}
 
 
 @dataclass(frozen=True)
@@ -163,26 +131,18 @@ class Rewriter:
     def generate(
         self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None", **options: Any
     ) -> Any:
-        """Return what the model's own `generate` does, without sampling; what is in the cache is not computed again."""
-        import torch
-
-        with torch.inference_mode():
-            return self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                past_key_values=cache,
-                do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-                **options,
-            )
+        """Return what `eval.standalone.generate` does; what is in the cache is not computed again."""
+        return generate(self.model, self.tokenizer, ids, mask, past_key_values=cache, **options)
 
     def generate_batch(
         self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None" = None
     ) -> list[str]:
         """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds."""
         output = self.search(prompts, prefix, self.settings.num_beams)
-        return [self.decode(row) for row in output.sequences[:, max(map(len, prompts)) :].tolist()]
+        return [
+            decode_answer(self.tokenizer, row)
+            for row in output.sequences[:, max(map(len, prompts)) :].tolist()
+        ]
 
     def propose(
         self, texts: Sequence[str], beams: int, label: str | None = None, journal: Path | None = None
@@ -197,7 +157,10 @@ class Rewriter:
         def propose_batch(batch: Sequence[Sequence[int]]) -> list[list[str]]:
             output = self.search(batch, prefix, beams, num_return_sequences=beams)
             rows = output.sequences[:, max(map(len, batch)) :].tolist()
-            ended = [self.decode(row) if self.tokenizer.eos_token_id in row else "" for row in rows]
+            ended = [
+                decode_answer(self.tokenizer, row) if self.tokenizer.eos_token_id in row else ""
+                for row in rows
+            ]
             return [
                 [text for text in dict.fromkeys(ended[start : start + beams]) if text]
                 for start in range(0, len(rows), beams)
@@ -281,11 +244,6 @@ class Rewriter:
         options |= {"num_beams": beams, "max_new_tokens": self.settings.max_new_tokens}
         return self.generate(ids, mask, cache, return_dict_in_generate=True, **options)
 
-    def decode(self, row: Sequence[int]) -> str:
-        """Return the trimmed text of an answer's tokens up to its end: padding may be an ordinary word of the vocabulary."""
-        answer = itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, row)
-        return self.tokenizer.decode(list(answer), skip_special_tokens=True).strip()
-
 
 def share_batches(
     prompts: Mapping[int, Sequence[int]],
@@ -361,112 +319,6 @@ def make_progress(label: str | None, number: int) -> Any:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- finding
-
-
-def find_adapter(name: str) -> Adapter:
-    """Return the adapter of a run directory, or download one from the Hub.
-
-    Raises:
-        InputError: it is neither, the run is not finished, or its base is not the one it was trained on.
-    """
-    if Path(name).is_dir():
-        return open_adapter(open_run(name))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RunError(
-            f"{name}: no such folder. Expected a run directory, such as runs/tiny, or an adapter's Hub id."
-        )
-    return download_adapter(name)
-
-
-def open_adapter(run: Run) -> Adapter:
-    """Return a finished run's adapter, after holding the prompt and the base against those of the training."""
-    recipe = run.recipe
-    manifest, environment = run.manifest, run.environment
-    if manifest["prompt"] != TEMPLATE:
-        raise RunError(
-            f"{run.root}: trained with another prompt than sft/prompt.py now has; its answers would mean nothing. "
-            "Train again, or go back to the commit in environment.json."
-        )
-    trained = environment["base"]
-    base = resolve_base(recipe.trl["model_name_or_path"], trained["revision"])
-    if base.weights != trained["weights"]:
-        raise RunError(
-            f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on."
-        )
-    settings = choose_settings(recipe, manifest)
-    quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
-    tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}
-    return Adapter(run.adapter, base, quantization, settings, tokens)
-
-
-def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
-    settings = recipe.eval
-    return GenerationSettings(
-        num_beams=settings.num_beams,
-        max_new_tokens=settings.max_new_tokens or manifest["longest_answer"],
-        batch_size=settings.batch_size,
-        merge_adapter=settings.merge_adapter,
-        prefix_caching=settings.prefix_caching,
-    )
-
-
-def download_adapter(name: str, revision: str | None = None) -> Adapter:
-    """Download a published adapter; its results.json says how it was evaluated, and so how it is used.
-
-    Raises:
-        InputError: it is not there, or is no adapter of this project whose weights, base and prompt are those evaluated.
-    """
-    from huggingface_hub import snapshot_download
-
-    files = ["adapter_config.json", "adapter_model.safetensors", "results.json"]
-    with explain_errors(name, "run or adapter", revision):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    for file in files:
-        if not (folder / file).is_file():
-            raise RunError(
-                f"{name}: no {file} in this repository. Expected an adapter that this project published."
-            )
-    config, results = read_json(folder / "adapter_config.json"), read_json(folder / "results.json")
-    try:
-        base_name, revision = config["base_model_name_or_path"], config["revision"]
-        weights, sha256, prompt = results["base"]["weights"], results["adapter"]["sha256"], results["prompt"]
-        settings, quantization = GenerationSettings(**results["generation"]), results["quantization"]
-        tokens = results["tokens"]
-    except (KeyError, TypeError) as error:
-        raise RunError(
-            f"{name}: its results.json or adapter_config.json is not of this project's making ({error})."
-        ) from None
-    if prompt != TEMPLATE:
-        raise RunError(
-            f"{name}: trained with another prompt than sft/prompt.py has. Use the version in its results.json."
-        )
-    if sha256 != hash_file(folder / "adapter_model.safetensors"):
-        raise RunError(
-            f"{name}: its weights are not those that its results.json was made with (the SHA-256 differs)."
-        )
-    if fault := find_config_fault(folder / "adapter_config.json", results):
-        raise RunError(f"{name}: its adapter_config.json {fault}.")
-    try:
-        base = resolve_base(base_name, revision)
-    except InputError as error:
-        kind = HubFailure if isinstance(error, HubFailure) else RunError
-        raise kind(f"{name}: its base model: {error}") from None
-    if weights != base.weights:
-        raise RunError(f"{name}: {base.path} here is not the base model that it was trained on.")
-    return Adapter(folder, base, quantization, settings, tokens)
-
-
-def find_config_fault(path: Path, results: Mapping[str, Any]) -> str | None:
-    """Say why an adapter_config.json is not the one that was evaluated, or return None. An older results.json lacks its hash."""
-    config, base = read_json(path), results["base"]
-    if results["adapter"].get("config_sha256") not in (None, hash_file(path)):
-        return "was changed after the evaluation (its SHA-256 differs)"
-    if (config.get("base_model_name_or_path"), config.get("revision")) != (base["name"], base["revision"]):
-        return "names another base model or revision than results.json"
-    return None
-
-
 def rewrite_texts(
     adapter: Adapter,
     texts: Sequence[str],
@@ -509,18 +361,64 @@ def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
     quiet_libraries()
     folder, device = adapter.folder if tuned else None, join_processes().device
     with explain_base(adapter.base):
-        tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
-        model = load_finetuned(
-            adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
+        tokenizer = load_tokenizer(adapter.base.path, adapter.base.revision, **adapter.tokens)
+        model = load_model(adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter)
     return Rewriter(model, tokenizer, adapter.settings)
+
+
+def load_model(
+    base: Base,
+    adapter: Path | None,
+    quantization: Mapping[str, Any],
+    device: "torch.device",
+    merge: bool = True,
+) -> "PreTrainedModel":
+    """Load a base for generation, with an adapter, or without one as it was before the training.
+
+    `quantization` is that of `eval.adapter.Adapter`, as in the recipe. With `merge`, the adapter is merged into a base
+    that is not quantised; on a CPU a quantised one is turned back into float32 for it, so that generation need not
+    dequantise each weight for each token. What is then not quantised is computed, on a CPU that can, in the recipe's
+    bfloat16, as the training was, unless attention is `eager`. Without `merge` the adapter stays beside its base.
+    """
+    from sft.bloom import fuse
+
+    quantised = quantization["load_in_4bit"] or quantization["load_in_8bit"]
+    attention = quantization.get("attn_implementation")
+    is_bloom = load_config(base).model_type == "bloom"
+    on_cpu = device.type == "cpu"
+    model = load_base(
+        base.path,
+        base.revision,
+        quantization,
+        dtype="float32" if on_cpu and not quantised else quantization["dtype"],
+        device_map={"": device} if quantised else None,
+        attn_implementation=None if is_bloom else attention,
+    )
+    if attention != "eager":
+        fuse(model)
+    in_bits = quantised and not (on_cpu and merge)
+    if quantised and not in_bits:
+        model = model.dequantize().float()
+    if adapter is not None:
+        model = add_adapter(model, adapter)
+        if merge and not in_bits:
+            model = model.merge_and_unload()
+        elif merge:
+            tell_once(f"{base.name}: in 4 or 8 bit on this device, so the adapter stays beside it, unmerged")
+    in_bfloat16 = attention != "eager" and quantization["dtype"] == "bfloat16"
+    if on_cpu and not in_bits and in_bfloat16 and has_bfloat16():
+        model = model.bfloat16()
+        # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    model.config.use_cache = model.generation_config.use_cache = (
+        True  # a base saved after its training may say no
+    )
+    return model.eval() if in_bits else model.to(device).eval()
 
 
 @contextlib.contextmanager
 def explain_base(base: Base) -> Iterator[None]:
-    """Turn what goes wrong in the block with a base from the Hub into one clear error.
+    """Turn what goes wrong in the block with a base into one clear error.
 
     Raises:
         HubFailure: the Hub fails.
@@ -528,14 +426,16 @@ def explain_base(base: Base) -> Iterator[None]:
     """
     from huggingface_hub import HfApi
 
-    if base.revision is None:
-        yield
-        return
     with explain_errors(base.name, "model", base.revision):
         try:
             yield
-        except (OSError, RecipeError):
-            HfApi().model_info(
-                base.name, revision=base.revision
-            )  # transformers does not tell that the Hub failed
-            raise
+        except (OSError, ValueError) as error:
+            if base.revision is not None:
+                HfApi().model_info(
+                    base.name, revision=base.revision
+                )  # transformers does not tell that the Hub failed
+            if isinstance(error, InputError):
+                raise
+            raise RecipeError(
+                f"{base.name}: it can't be loaded: {first_line(error)}", "model_name_or_path"
+            ) from None

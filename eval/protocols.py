@@ -5,9 +5,10 @@ results.json, and `eval.pins` fixes them. Scores of two protocols can't be compa
 formulas.
 """
 
+import contextlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from eval.results import ProtocolScores
 from eval.systems import BESIDE, describe_beside_people, take_apart
 from sft.command import InputError
 from sft.data import Example
-from sft.hub import explain_errors
+from sft.hub import explain_errors, first_line
 
 # Labels, with "-" and "_" as spaces.
 NEUTRAL = ("neutral", "non toxic", "not toxic", "nontoxic", "clean")
@@ -63,11 +64,14 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=commits[tokenizer])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = (
-            AutoModelForSequenceClassification.from_pretrained(name, revision=commits[name]).to(device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer, revision=commits[tokenizer], trust_remote_code=False
         )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=commits[name], trust_remote_code=False
+        )
+        self.model = model.to(device).eval()
         found = {
             re.sub("[-_ ]+", " ", str(label).lower()): number
             for number, label in self.model.config.id2label.items()
@@ -103,7 +107,7 @@ class Encoder:
     def __init__(self, name: str, revision: str) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(name, revision=revision)
+        self.model = SentenceTransformer(name, revision=revision, trust_remote_code=False)
 
     def compare(self, one: Texts, other: Texts) -> np.ndarray:
         """Return the cosine of each pair's embeddings, shape (rows,)."""
@@ -342,9 +346,25 @@ def resolve_commit(model: str, revision: str | None) -> str:
         return Path(hf_hub_download(model, file, revision=revision)).parent.name
 
 
+@contextlib.contextmanager
+def explain_values(model: str) -> Iterator[None]:
+    """Turn what transformers says of a model that it won't load into one clear error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{model}: it can't be loaded: {first_line(error)}") from None
+
+
 def load_model(role: str, protocol: Protocol, commits: Mapping[str, str]) -> Any:
+    """Load the model of a role.
+
+    Raises:
+        InputError: it can't be downloaded, brings code of its own, or is not what the protocol takes it for.
+    """
     model = protocol.models[role]
-    with explain_errors(model, "model", commits[model]):
+    with explain_errors(model, "model", commits[model]), explain_values(model):
         if role == "SIM":
             return Encoder(model, commits[model])
         if role == "FL" and "encoder" in protocol.models:

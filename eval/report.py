@@ -68,7 +68,9 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
 def escape_markdown(text: str) -> str:
     """Return `text` as one line that renders as itself in Markdown: no markup, HTML, cell or link."""
     line = html.escape(" ".join(text.split()), quote=False)
-    line = re.sub(r"[\\`*_{}\[\]#|~$@^]", lambda match: f"&#{ord(match[0])};", line)
+    # An underscore between letters or digits is none of Markdown's; a name such as query_key_value stays readable.
+    markup = r"[\\`*{}\[\]#|~$@^]|_(?![^\W_])|(?<![^\W_])_"
+    line = re.sub(markup, lambda match: f"&#{ord(match[0])};", line)
     line = line.replace("://", "&#58;//").replace("www.", "www&#46;")
     return line or "&nbsp;"
 

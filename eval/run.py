@@ -40,8 +40,8 @@ def main() -> None:
     rows = choose_rows(run, splits, arguments.source, arguments.split, arguments.limit)
     unrewritten = choose_unrewritten(run, splits, arguments.unrewritten) if arguments.unrewritten else None
 
+    from eval.adapter import open_adapter
     from eval.answers import generate_answers
-    from eval.generate import open_adapter
     from eval.protocols import resolve_models
     from eval.report import print_report, write_report
     from eval.scoring import Circumstances, score_run

@@ -79,8 +79,9 @@ class Xcomet:
             name, "config.json", revision=commits[name], _raise_exceptions_for_missing_entries=False
         )
         settings = DEFAULTS | (json.loads(Path(path).read_text(encoding="utf-8")) if path else {})
-        config = AutoConfig.from_pretrained(encoder, revision=commits[encoder])
-        model = QualityModel(AutoModel.from_config(config), settings["hidden_sizes"], settings["word_layer"])
+        config = AutoConfig.from_pretrained(encoder, revision=commits[encoder], trust_remote_code=False)
+        bare = AutoModel.from_config(config, trust_remote_code=False)
+        model = QualityModel(bare, settings["hidden_sizes"], settings["word_layer"])
         try:
             model.load_state_dict({key: weights[key] for key in model.state_dict() if key in weights})
         except RuntimeError as error:
@@ -162,7 +163,7 @@ def load_tokenizer(name: str, revision: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     model = ModelProto.FromString(Path(cached_file(name, "spm.model", revision=revision)).read_bytes())
     table = model.normalizer_spec.precompiled_charsmap
     mapped = [normalizers.Precompiled(table)] if table else []

@@ -1,10 +1,10 @@
-"""The demo's page. This file is also a Space's app.py, with the adapter's name put in."""
+"""The demo's page: also a Space's app.py, with the adapter's name put in and eval/standalone.py beside it."""
 
 import difflib
-import json
+import html
 import os
 import re
-from collections.abc import Callable, Collection, Mapping  # noqa: F401
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -13,6 +13,10 @@ import gradio as gr
 
 ADAPTER = ""  # the Hub id, in a Space
 LONGEST = 500  # characters
+MOST_WAITING = (
+    20  # requests; one is answered at a time, and who is told to come back need not wait for minutes
+)
+LARGEST_UPLOAD = 0  # bytes: nothing here takes a file
 EXAMPLES = (
     "what the hell is wrong with this printer",
     "you are a stupid liar and everyone knows it",
@@ -52,7 +56,7 @@ def tabulate_scores(results: Mapping[str, Any]) -> str:
         label: results["systems"][system] for system, label in LABELS.items() if system in results["systems"]
     }
     if ceiling := results.get("ceiling"):
-        # People's rewrites are held against fewer references, which lowers scores: so is the adapter in the line below.
+        # People's rewrites are compared with fewer references, which lowers scores: so is the adapter below them.
         systems[f"people, on {ceiling['rows']:,} sentences"] = ceiling["systems"]["human"]
         systems[f"this adapter, on these {ceiling['rows']:,}"] = ceiling["systems"]["adapter"]
     for label, scores in systems.items():
@@ -74,21 +78,26 @@ def describe_quantization(how: Mapping[str, Any]) -> str:
 def describe_settings(results: Mapping[str, Any]) -> str:
     """Return how the answers are made, as a Markdown list."""
     generation, base = results["generation"], results["base"]
-    commit = f", commit `{base['revision']}`" if base["revision"] else ""
-    beams = "greedy" if generation["num_beams"] == 1 else f"{generation['num_beams']} beams"
-    prompt = results["prompt"].replace("\n", "⏎")
+    commit = f", commit {escape(base['revision'])}" if base["revision"] else ""
+    beams = "greedy" if generation["num_beams"] == 1 else f"{escape(generation['num_beams'])} beams"
+    prompt = escape("⏎".join(results["prompt"].split("\n")))
     return "\n".join(
         (
             f"- base: {escape(base['name'])}{commit}, {describe_quantization(results['quantization'])}",
-            f"- adapter: SHA-256 `{results['adapter']['sha256']}`",
-            f"- {beams}, at most {generation['max_new_tokens']} new tokens",
-            f"- prompt: `{prompt}`",
+            f"- adapter: SHA-256 {escape(results['adapter']['sha256'])}",
+            f"- {beams}, at most {escape(generation['max_new_tokens'])} new tokens",
+            f"- prompt: {prompt}",
         )
     )
 
 
-def escape(text: str) -> str:
-    return re.sub(r"[\\`*_\[\]<>|#$]", lambda match: f"&#{ord(match[0])};", text)
+def escape(value: object) -> str:
+    """Return a value as one line that renders as itself in Markdown, as eval.report.escape_markdown does."""
+    line = html.escape(" ".join(str(value).split()), quote=False)
+    markup = r"[\\`*{}\[\]#|~$@^]|_(?![^\W_])|(?<![^\W_])_"
+    line = re.sub(markup, lambda match: f"&#{ord(match[0])};", line)
+    line = line.replace("://", "&#58;//").replace("www.", "www&#46;")
+    return line or "&nbsp;"
 
 
 def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, title: str) -> gr.Blocks:
@@ -140,63 +149,16 @@ def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, 
                 gr.Markdown(describe_settings(results))
         outputs = [found, changed, note]
         gr.on([button.click, text.submit], answer, [text], outputs, api_name="rewrite", concurrency_limit=1)
-    return app
+    return app.queue(max_size=MOST_WAITING, api_open=False)
 
 
-def choose_quantization(how: Mapping[str, Any]) -> Any:
-    """Return transformers' configuration for the weights as they were trained on, or None."""
-    from transformers import BitsAndBytesConfig
+def load_from_hub(adapter: str) -> tuple[Callable[[str], str], Mapping[str, Any]]:
+    """Return a function that rewrites, and results.json, of a published adapter."""
+    from standalone import load_published  # a Space has it beside this file
 
-    if how["load_in_8bit"]:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if not how["load_in_4bit"]:
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=how["bnb_4bit_quant_type"],
-        bnb_4bit_use_double_quant=how["use_bnb_nested_quant"],
-        bnb_4bit_compute_dtype=how["dtype"],
-    )
-
-
-def load_from_hub(adapter: str) -> tuple[Callable[[str], str], dict[str, Any]]:
-    """Return a function that rewrites, and results.json, of a published adapter; with transformers and peft alone."""
-    import torch
-    from huggingface_hub import hf_hub_download
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with open(hf_hub_download(adapter, "results.json"), encoding="utf-8") as stream:  # noqa: PTH123
-        results = json.load(stream)
-    base, how = results["base"], results["quantization"]
-    model = AutoModelForCausalLM.from_pretrained(
-        base["name"],
-        revision=base["revision"],
-        dtype=how["dtype"],
-        quantization_config=choose_quantization(how),
-        device_map="auto" if torch.cuda.is_available() else None,
-    )
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base["name"], revision=base["revision"])
-    generation = results["generation"]
-
-    def rewrite(text: str) -> str:
-        inputs = tokenizer(
-            results["prompt"].format(text=text), return_tensors="pt", split_special_tokens=True
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                max_new_tokens=generation["max_new_tokens"],
-                num_beams=generation["num_beams"],
-                do_sample=False,
-            )
-        return str(
-            tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        ).strip()
-
-    return rewrite, results
+    published = load_published(adapter)
+    return published.rewrite, published.results
 
 
 if __name__ == "__main__":
-    build_app(*load_from_hub(ADAPTER), title=ADAPTER).launch()
+    build_app(*load_from_hub(ADAPTER), title=ADAPTER).launch(max_file_size=LARGEST_UPLOAD)

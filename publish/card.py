@@ -1,13 +1,14 @@
 """The model card: facts of a run in, Markdown out. No network, no clock."""
 
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.report import choose_samples, escape_markdown, format_samples
-from eval.results import GENERATED, ProtocolScores, Scores, Unrewritten, parse_part
+from eval.report import escape_markdown
+from eval.results import ProtocolScores, Scores, Unrewritten, parse_part
 from eval.tables import (
     LABELS,
     SYSTEMS,
@@ -19,9 +20,8 @@ from eval.tables import (
     tabulate_systems,
     tabulate_unrewritten,
 )
+from publish.licence import LICENSES, has_license_text, is_rail
 from sft.command import Refusal, count
-from sft.data import clean_text
-from sft.lexicon import WORD, find_listed, normalise_word
 from sft.prompt import format_prompt
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ KEYS = re.compile(
     r"\s*<!-- metadata keys set here: (.*) -->"
 )  # follows BEGIN; what a later card no longer sets is dropped
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
-BLOOM_LICENSE = Path(__file__).parent / "bigscience-bloom-rail-1.0.txt"  # as BigScience has published it
-LICENSED = "This adapter is licensed under "  # by which a LICENSE file is known as one of ours
 SETTINGS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "lora_r", "lora_alpha",
     "lora_dropout", "lora_target_modules", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs",
@@ -42,11 +40,13 @@ SETTINGS = (
     "bf16", "fp16", "seed",
 )  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
-EXAMPLES = (
-    "disguised swearing",
-    "shouting",
-    "clean sentences",
-)  # groups of eval/stress.py whose first case is shown
+ENVIRONMENT = (
+    "parameters",
+    "training",
+    "git_commit",
+    "versions",
+)  # keys of environment.json that card.json has
+MANIFEST = ("source", "revision", "sha256", "splits", "leaks", "streaming", "cleaning", "targets")
 SCORED = {
     "copy": "copying the input scores",
     "delete": "cutting its listed words",
@@ -64,41 +64,46 @@ METRICS = LABELS | {
     "copy_rate": "copy rate",
     "length_ratio": "length ratio",
 }
-LICENSES = {
-    "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
-    "mit": "https://opensource.org/license/mit",
-    "cc0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/legalcode",
-    "cc-by-4.0": "https://creativecommons.org/licenses/by/4.0/legalcode",
-    "bigscience-bloom-rail-1.0": "https://huggingface.co/spaces/bigscience/license",
-    "openrail++": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
-}
-RAIL_DUTIES = (
-    "It is a Responsible AI Licence. Its restrictions of use cover works derived from the model, so this adapter too, and",
-    "whoever passes it on, changed or not, must pass them on in an agreement that binds the next user, with a copy of the",
-    "licence, and must say what was changed. What was changed here: LoRA weights were trained, see README.md.",
-)
-RAIL_IN_SHORT = (
-    "In short, and without replacing the licence's text, it must not be used to break the law; to harm or exploit minors, or",
-    "anybody; to spread false information in order to harm; to generate or spread personal data that harms; to write without",
-    "saying that a machine has written; to defame or harass; to imitate a person without consent; to decide by itself what",
-    "rights or duties somebody has; to discriminate or to exploit weaknesses of groups; for medical advice or the",
-    "interpretation of medical results; nor in the administration of justice, law enforcement, immigration or asylum to",
-    "predict what people will do.",
-)
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that the card says, as the run directory has it."""
+    """All that the card says: results.json and the recipe, and what `describe_record` returns."""
 
     name: str
     recipe: Mapping[str, Any]  # resolved values
     environment: Mapping[str, Any]
     manifest: Mapping[str, Any]
     results: Mapping[str, Any]
-    predictions: Sequence[Mapping[str, Any]]
-    lexicon: Collection[str]  # words that are masked in samples
+    samples: Sequence[Sequence[str]]  # toxic, rewritten, human; listed words masked
+    examples: Sequence[Sequence[str]]  # text and rewrite, see `publish.samples.choose_examples`
     merged: Mapping[str, Any] | None = None  # see `publish.merge.write_merged`
+
+
+def describe_record(facts: CardFacts) -> dict[str, Any]:
+    """Return the content of card.json: what the card says and neither results.json nor the recipe does.
+
+    With it, anybody can render the card again and compare (publish/verify.py).
+    """
+    hardware = {key: facts.environment["hardware"][key] for key in ("gpus", "cpu_count")}
+    return {
+        "name": facts.name,
+        "repo_id": facts.recipe["publish"]["repo_id"],
+        "environment": {key: facts.environment[key] for key in ENVIRONMENT} | {"hardware": hardware},
+        "manifest": {key: facts.manifest[key] for key in MANIFEST if key in facts.manifest},
+        "samples": facts.samples,
+        "examples": facts.examples,
+        "merged": facts.merged,
+    }
+
+
+def restore_facts(
+    record: Mapping[str, Any], results: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> CardFacts:
+    """Return the facts of a card.json, beside a results.json and a recipe's resolved values."""
+    values = {**recipe, "publish": {**recipe["publish"], "repo_id": record["repo_id"]}}
+    parts = (record[key] for key in ("samples", "examples", "merged"))
+    return CardFacts(record["name"], values, record["environment"], record["manifest"], results, *parts)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -114,16 +119,8 @@ def render_card(facts: CardFacts) -> str:
     keys = split_card(f"---\n{metadata}\n---\n")[0]
     if faults := find_metadata_faults(keys):
         raise Refusal("the Hub would refuse the card's metadata: " + "; ".join(faults))
-    samples = [
-        [
-            mask_listed(text, facts.lexicon)
-            for text in (line["toxic"], line["prediction"], line["references"][0])
-        ]
-        for line in choose_samples(facts.predictions, 5)
-    ]
     name = re.sub(r"[^\w.-]+", "-", facts.name)
     return load_template().render(
-        describe_scores(results),
         begin=BEGIN,
         end=END,
         metadata=metadata,
@@ -139,15 +136,17 @@ def render_card(facts: CardFacts) -> str:
             key: format_setting(facts.recipe[key]) for key in SETTINGS if facts.recipe[key] is not None
         },
         scores_prompt=facts.recipe["completion_only_loss"] is False,
-        example=next(iter(choose_examples(results, facts.lexicon)), None),
-        samples=samples,
+        example=next(iter(facts.examples), None),
+        samples=facts.samples,
         prompt=format_prompt("TEXT"),
+        tokens=results["tokens"],
         license=publish["license"],
         license_url=LICENSES.get(publish["license"]),
         is_rail=is_rail(publish["license"]),
         has_license_text=has_license_text(publish["license"]),
         merged=facts.merged,
         data_license=publish["data_license"],
+        **describe_scores(results),
     )
 
 
@@ -163,11 +162,12 @@ def load_template() -> "jinja2.Template":
     )
     environment.filters["md"] = escape_markdown
     environment.filters["count"] = count
+    environment.filters["python"] = format_python
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def describe_scores(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template's blocks `headline` and `results` show: nothing that is not in results.json."""
+    """Return what the template shows of results.json alone."""
     scores = read_scores(results)
     protocols = [parse_part(ProtocolScores, part) for part in results.get("protocols", ())]
     unrewritten = parse_part(Unrewritten, results["unrewritten"]) if "unrewritten" in results else None
@@ -193,49 +193,11 @@ def read_scores(results: Mapping[str, Any]) -> Scores:
     return parse_part(Scores, {name: results.get(name) for name in names})
 
 
-def render_scores(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the blocks `headline` and `results` of the card that belongs to a results.json."""
-    template, facts = load_template(), describe_scores(results)
-    return {
-        name: "".join(template.blocks[name](template.new_context(facts))) for name in ("headline", "results")
-    }
-
-
-def mask_listed(text: str, lexicon: Collection[str]) -> str:
-    """Return the text with each listed word's letters after the first as asterisks."""
-
-    def mask(match: re.Match[str]) -> str:
-        return match[0][0] + "*" * (len(match[0]) - 1) if normalise_word(match[0]) in lexicon else match[0]
-
-    return WORD.sub(mask, text)
-
-
-def choose_examples(results: Mapping[str, Any], lexicon: Collection[str]) -> list[tuple[str, str]]:
-    """Return texts with their rewrites, one for each of EXAMPLES; none where the evaluation had no stress cases.
-
-    They are shown as they are, since the widget and the code need real texts: so none with a listed word, unless all have.
-    """
-    groups = [group for name in EXAMPLES for group in results["stress"] if group["group"] == name]
-    cases = [[(clean_text(case["text"]), case["output"]) for case in group["cases"]] for group in groups]
-    harmless = [
-        [pair for pair in pairs if not any(find_listed(text, lexicon) for text in pair)] for pairs in cases
-    ]
-    return [pairs[0] for pairs in (harmless if any(harmless) else cases) if pairs]
-
-
-def write_samples(facts: CardFacts) -> str:
-    """Return samples.md with the listed words masked, as on the card; the run's own has them in full."""
-    lines = []
-    for line in facts.predictions:
-        texts = {
-            name: mask_listed(line[name], facts.lexicon)
-            for name in ("toxic", "prediction", *GENERATED)
-            if name in line
-        }
-        references = [mask_listed(reference, facts.lexicon) for reference in line["references"]]
-        lines.append({**line, **texts, "references": references})
-    text = format_samples(lines, facts.recipe["eval"]["samples"], facts.results["data"]["source"])
-    return f"{text}\nWords of the run's word list are masked.\n"
+def format_python(value: Any) -> str:
+    """Return a value as Python source on one line, in which no text ends a code block or starts HTML."""
+    if not isinstance(value, str):
+        return repr(value)
+    return re.sub("[<>&'`]", lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value))
 
 
 def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
@@ -266,41 +228,6 @@ def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
             [f"{part.by}: {part.slice}", f"{part.rows:,}", format_interval("bleu", bleu["adapter"]), *beside]
         )
     return rows
-
-
-def is_rail(license: str | None) -> bool:
-    """Say whether a licence has use restrictions that are passed on (Responsible AI Licences)."""
-    return license is not None and "rail" in license
-
-
-def has_license_text(license: str | None) -> bool:
-    return license == BLOOM_LICENSE.stem
-
-
-def write_license(facts: CardFacts) -> str | None:
-    """Return the text of the LICENSE file, or None where the recipe states none."""
-    license = facts.recipe["publish"]["license"]
-    if license is None:
-        return None
-    lines = [f"{LICENSED}{license}."]
-    full = has_license_text(license)
-    if license in LICENSES:
-        lines.append(
-            f"The licence's full text, which is the one that counts: {'below, and ' if full else ''}{LICENSES[license]}"
-        )
-    if is_rail(license):
-        weights = (
-            "The folder merged/ holds its base's weights, changed by it."
-            if facts.merged
-            else "Its base's weights are not here."
-        )
-        lines += ["", *RAIL_DUTIES, "", weights]
-        lines += (
-            ["", "-" * 80, "", BLOOM_LICENSE.read_text(encoding="utf-8").rstrip()]
-            if full
-            else ["", *RAIL_IN_SHORT]
-        )
-    return "\n".join(lines) + "\n"
 
 
 def format_setting(value: Any) -> str:
@@ -362,9 +289,9 @@ def build_metadata(facts: CardFacts) -> str:
         for metric_type, name, score in list_metrics(results)
     ]
     extra: dict[str, Any] = {"base_model_relation": "adapter"} if base["revision"] else {}
-    if examples := choose_examples(results, facts.lexicon):
+    if facts.examples:
         extra["widget"] = [
-            {"text": format_prompt(text), "output": {"text": output}} for text, output in examples
+            {"text": format_prompt(text), "output": {"text": output}} for text, output in facts.examples
         ]
     if emissions := facts.environment["training"].get("emissions"):
         extra["co2_eq_emissions"] = {
@@ -449,7 +376,7 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
 
 def tells_of_merged(card: str | None) -> bool:
     """Say whether the generated part of a card, which may be none of ours, offers a merged model beside the adapter."""
-    return 'subfolder="merged"' in (card or "").partition(BEGIN)[2].partition(END)[0]
+    return 'allow_patterns="merged/*"' in (card or "").partition(BEGIN)[2].partition(END)[0]
 
 
 def merge_card(ours: str, theirs: str) -> str:

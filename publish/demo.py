@@ -25,24 +25,16 @@ from publish.run import check_repo_id, describe_push
 from publish.scan import refuse_private
 from sft.command import InputError, Refusal, parse_count, run_command
 from sft.hub import HubFailure, explain_errors
+from sft.recipe import dump_yaml
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 APP = Path(__file__).parent / "app.py"
+STANDALONE = Path(__file__).parent.parent / "eval" / "standalone.py"
 REQUIREMENTS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "huggingface-hub")
 SPACE_CARD = """---
-title: {title}
-emoji: 🧼
-colorFrom: green
-colorTo: gray
-sdk: gradio
-sdk_version: {gradio}
-app_file: app.py
-models:
-- {adapter}
-- {base}
-{license}---
+{metadata}---
 
 {begin}
 
@@ -89,12 +81,13 @@ def main() -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
     try:
-        from publish.app import build_app
+        from publish.app import LARGEST_UPLOAD, build_app
     except ImportError as error:
         raise InputError(
             f"{error.name} is not installed. Install the demo's libraries: pip install -e '.[demo]'"
         ) from None
-    from eval.generate import find_adapter, load_rewriter
+    from eval.adapter import find_adapter
+    from eval.generate import load_rewriter
 
     adapter = find_adapter(arguments.adapter)
     rewriter = load_rewriter(adapter)
@@ -104,6 +97,7 @@ def serve(arguments: argparse.Namespace) -> None:
         arguments.adapter,
     )
     where = {"server_name": arguments.host, "server_port": arguments.port, "inbrowser": False}
+    where |= {"max_file_size": LARGEST_UPLOAD}
     try:
         _, address, _ = app.launch(**where, quiet=arguments.json, prevent_thread_lock=arguments.json)
     except OSError:
@@ -122,29 +116,38 @@ def find_results(name: str, folder: Path) -> dict[str, Any] | None:
     return results
 
 
-def build_space(adapter: str, results: dict[str, Any], license: str | None, title: str) -> dict[str, bytes]:
-    """Return the Space's three files."""
+def build_space(adapter: str, results: dict[str, Any], license: Any, title: str) -> dict[str, bytes]:
+    """Return the Space's files; `license` is what the adapter's card has in its metadata."""
     base = results["base"]
     if base["revision"] is None:
         raise InputError(f"{adapter}: its base, {base['name']}, is not on the Hub, so a Space can't load it.")
-    values = {
+    metadata: dict[str, Any] = {
         "title": title,
-        "adapter": adapter,
-        "base": base["name"],
-        "license": f"license: {license}\n" if license else "",
+        "emoji": "🧼",
+        "colorFrom": "green",
+        "colorTo": "gray",
+        "sdk": "gradio",
+        "sdk_version": importlib.metadata.version("gradio"),
+        "app_file": "app.py",
+        "models": [adapter, base["name"]],
     }
-    card = SPACE_CARD.format(gradio=importlib.metadata.version("gradio"), begin=BEGIN, end=END, **values)
-    source = APP.read_text(encoding="utf-8")
-    app = source.replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
+    metadata |= {"license": license} if isinstance(license, str) else {}
+    card = SPACE_CARD.format(metadata=dump_yaml(metadata), begin=BEGIN, end=END, adapter=adapter)
+    app = APP.read_text(encoding="utf-8").replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
     pins = "".join(f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in REQUIREMENTS)
-    return {"README.md": card.encode(), "app.py": app.encode(), "requirements.txt": pins.encode()}
+    return {
+        "README.md": card.encode(),
+        "app.py": app.encode(),
+        "standalone.py": STANDALONE.read_bytes(),
+        "requirements.txt": pins.encode(),
+    }
 
 
 def publish_space(arguments: argparse.Namespace) -> None:
     """Plan, and with --push commit, the Space of a published adapter."""
     from huggingface_hub import hf_hub_download
 
-    from eval.generate import download_adapter
+    from eval.adapter import download_adapter
 
     check_repo_id(arguments.space)
     check_online()

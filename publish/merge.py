@@ -29,27 +29,29 @@ def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]
     import torch
     from transformers import AutoModelForCausalLM
 
-    from eval.generate import Rewriter, open_adapter
+    from eval.adapter import open_adapter
+    from eval.generate import Rewriter, load_model
     from eval.metrics import compute_bleu
+    from eval.standalone import load_tokenizer
     from sft.bloom import fuse
     from sft.command import quiet_libraries
     from sft.machine import join_processes
-    from sft.model import load_finetuned, load_tokenizer
 
     quiet_libraries()
     adapter = open_adapter(run)
     device = join_processes().device
-    model = load_finetuned(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(
+    model = load_model(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(
         torch.bfloat16
     )
     model.config.name_or_path = adapter.base.name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
-    tokenizer = load_tokenizer(adapter.base, **adapter.tokens)
+    tokenizer = load_tokenizer(adapter.base.path, adapter.base.revision, **adapter.tokens)
     tokenizer.save_pretrained(folder)
     del model
+    dtype = "float32" if device.type == "cpu" else "bfloat16"
     read_back = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="float32" if device.type == "cpu" else "bfloat16"
+        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
     )
     fuse(read_back)
     rewriter = Rewriter(read_back.to(device).eval(), tokenizer, adapter.settings)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.generate import find_config_fault
-from eval.recheck import read_evaluation
+from eval.adapter import find_config_fault
+from eval.recheck import Evaluation, read_evaluation
 from eval.results import RESULTS
-from publish.card import CardFacts, render_card, write_license, write_samples
+from publish.card import CardFacts, describe_record, render_card
+from publish.licence import write_license
+from publish.samples import choose_examples, mask_samples, write_samples
 from publish.scan import refuse_private
 from sft.command import Refusal, RunError
 from sft.recipe import dump_yaml
@@ -20,8 +23,8 @@ from sft.run_dir import Run
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
 
-def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
-    """Read what the card says, and compare its parts. `repo_id` goes before the recipe's own.
+def read_facts(run: Run, repo_id: str | None = None) -> tuple[CardFacts, Evaluation]:
+    """Read what the card says, its parts compared with one another. `repo_id` goes before the recipe's own.
 
     Raises:
         RunError: the environment has no record of the training, or the evaluation has no hash of adapter_config.json.
@@ -47,7 +50,11 @@ def read_facts(run: Run, repo_id: str | None = None) -> CardFacts:
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id
     name = (values["publish"]["repo_id"] or run.root.resolve().name).rpartition("/")[2]
     lexicon = evaluation.model.lexicon
-    return CardFacts(name, values, environment, manifest, results, evaluation.predictions, lexicon)
+    samples, examples = (
+        mask_samples(evaluation.predictions, lexicon),
+        choose_examples(results, lexicon),
+    )
+    return CardFacts(name, values, environment, manifest, results, samples, examples), evaluation
 
 
 def clean_recipe(run: Run) -> str:
@@ -70,13 +77,13 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
     Raises:
         Refusal: something in it must not leave this machine; or see `read_facts` and `write_merged`.
     """
-    facts = read_facts(run, repo_id)
+    facts, evaluation = read_facts(run, repo_id)
     extra: dict[str, Path] = {}
     if merged:
         from publish.merge import write_merged
 
         folder = run.root / ".merged"
-        facts = dataclasses.replace(facts, merged=write_merged(run, folder, facts.predictions))
+        facts = dataclasses.replace(facts, merged=write_merged(run, folder, evaluation.predictions))
         extra = {
             f"merged/{path.relative_to(folder).as_posix()}": path
             for path in folder.rglob("*")
@@ -93,10 +100,12 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
                 f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others."
             )
     contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
-    contents["samples.md"] = write_samples(facts).encode()
+    contents["card.json"] = (json.dumps(describe_record(facts), indent=2, ensure_ascii=False) + "\n").encode()
+    shown = facts.recipe["eval"]["samples"], facts.results["data"]["source"]
+    contents["samples.md"] = write_samples(evaluation.predictions, evaluation.model.lexicon, *shown).encode()
     contents |= {name: source.read_bytes() for source, name in files.items()}
     contents |= {name: source.read_bytes() for name, source in extra.items()}
-    if license := write_license(facts):
+    if license := write_license(facts.recipe["publish"]["license"], facts.merged is not None):
         contents["LICENSE"] = license.encode()
     owner = facts.recipe["publish"]["repo_id"]
     refuse_private(contents, owner and owner.partition("/")[0])

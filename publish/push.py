@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from publish.card import LICENSED, merge_card, tells_of_merged
+from publish.card import merge_card, tells_of_merged
+from publish.licence import LICENSED
 from publish.merge import MERGED
 from sft.command import InputError, Refusal
 from sft.hub import HubFailure, find_status, find_transport_error, first_line, is_passing

@@ -11,15 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.adapter import find_foreign_config, find_foreign_settings
 from eval.results import RESULTS, SCHEMA, OtherSchema, Results, read_results
-from publish.card import BEGIN, END, list_metrics, render_scores, split_card
+from publish.card import BEGIN, END, list_metrics, render_card, restore_facts, split_card
 from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
 from sft.command import InputError, Refusal, run_command
 from sft.hub import HubFailure, explain_errors, first_line, is_passing
 from sft.recipe import load_recipe
 from sft.storage import hash_file, read_json
 
-FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", RESULTS)
+CARD_FILES = ("README.md", "card.json", "recipe.yaml", RESULTS)  # by which the card is rendered again
+FILES = (*CARD_FILES, "adapter_config.json", "adapter_model.safetensors")
+OURS = (
+    "base_model",
+    "base_model_relation",
+    "co2_eq_emissions",
+    "model-index",
+)  # metadata that no person adds
 NEAR = 0.01  # of a score's range: what another machine's rounding may change in a few of its outputs
 
 
@@ -87,11 +95,41 @@ def check_files(folder: Path) -> list[Check]:
             f"{config['base_model_name_or_path']} {config['revision']}",
         ),
     ]
+    faults = [*find_foreign_settings(results.to_json()), *filter(None, [find_foreign_config(config)])]
+    checks += [
+        Check("settings that can be used", fault, "settings of this project", False) for fault in faults
+    ]
+    return checks + check_card(folder)
+
+
+def check_card(folder: Path) -> list[Check]:
+    """Render the card again from results.json, recipe.yaml and card.json; compare all of its generated part."""
+    results, record = read_json(folder / RESULTS), read_json(folder / "card.json")
+    facts = restore_facts(record, results, load_recipe(folder / "recipe.yaml").values())
+    manifest, data = record["manifest"], results["data"]
+    checks = [
+        compare("data of card.json", manifest["source"], data["source"]),
+        compare("test split of card.json", manifest["splits"]["test"]["sha256"], data["sha256"]),
+    ]
     metadata, text = split_card((folder / "README.md").read_text(encoding="utf-8"))
+    expected, ours = split_card(render_card(facts))
     checks += check_metrics(metadata, results)
-    checks += check_text(text, results)
-    found = adapter.sha256 if adapter.sha256 in text else "not named"
-    return [*checks, compare("weights named on the card", adapter.sha256, found)]
+    for key in [*expected, *(key for key in OURS if key in metadata and key not in expected)]:
+        if key != "model-index" or key in metadata:  # where it is not there, each metric is missed already
+            said, found = (describe_metadata(values, key) for values in (metadata, expected))
+            checks.append(compare(f"{key} in the card's metadata", said, found))
+    return checks + check_text(text, ours)
+
+
+def describe_metadata(metadata: Mapping[str, Any], key: str) -> str:
+    """Return a key's value as text, without the metrics, which `check_metrics` compares one by one."""
+    if key not in metadata:
+        return "not there"
+    value = metadata[key]
+    if key == "model-index":
+        results = [{**result, "metrics": "..."} for model in value for result in model["results"]]
+        value = [[{**model, "results": "..."} for model in value], results]
+    return json.dumps(value, default=str)
 
 
 def compare(what: str, said: str, found: str) -> Check:
@@ -125,18 +163,11 @@ def describe_metric(entries: Sequence[tuple[Any, str]]) -> str:
     return ", ".join(f"{value} ({signature})" for value, signature in entries) or "not there"
 
 
-def check_text(text: str, results: Results) -> list[Check]:
-    """Compare the generated headline and results, each line and each cell of a table, with results.json."""
-    generated = text.partition(BEGIN)[2].partition(END)[0]
-    said = {
-        "headline": generated.partition("\n# ")[2].partition("\n")[2].partition("\nA LoRA adapter for")[0],
-        "results": "## Results" + generated.partition("\n## Results")[2].partition("\n## Samples")[0],
-    }
-    checks = []
-    for name, expected in render_scores(results.to_json()).items():
-        failed = list(compare_lines(f"the card's {name}", said[name].splitlines(), expected.splitlines()))
-        checks += failed or [Check(f"the card's {name}", "as in results.json", "as in results.json", True)]
-    return checks
+def check_text(text: str, expected: str) -> list[Check]:
+    """Compare the generated parts of two cards, each line and each cell of a table."""
+    said, found = (card.partition(BEGIN)[2].partition(END)[0].splitlines() for card in (text, expected))
+    failed = list(compare_lines("the card", said, found))
+    return failed or [Check("the card's text", "as in its results", "as in its results", True)]
 
 
 def compare_lines(part: str, said: Sequence[str], expected: Sequence[str]) -> Iterator[Check]:
@@ -184,7 +215,8 @@ def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
     Raises:
         Refusal: the source's rows are no longer those that were evaluated.
     """
-    from eval.generate import download_adapter, load_rewriter
+    from eval.adapter import download_adapter
+    from eval.generate import load_rewriter
     from eval.metrics import compute_scores
     from sft.splits import hash_examples
     from sft.stream import read_splits
@@ -248,7 +280,15 @@ def main() -> None:
         checks = check_files(folder)
     except InputError as error:
         raise InputError(f"{arguments.repo_id}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError, TemplateError, YAMLError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        TemplateError,
+        YAMLError,
+    ) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"{arguments.repo_id}: its files are not of this project's making ({problem})."
@@ -265,10 +305,12 @@ def main() -> None:
             f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers do not hold: {', '.join(failed)}."
         )
         raise Refusal(message, report)
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    print(f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers hold.")
     print(
-        json.dumps(report)
-        if arguments.json
-        else f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers hold."
+        "Not made again: what card.json alone says (the training's record, samples, and how a merged model agrees)."
     )
 
 

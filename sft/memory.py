@@ -233,7 +233,7 @@ def build_fake_model(recipe: Recipe, config: "PretrainedConfig", layers: int, on
     quantised = trl["load_in_4bit"] or trl["load_in_8bit"]
     dtype = getattr(torch, trl["dtype"], None) or getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         if trl["attn_implementation"] != "eager":
             fuse(model)
         if config.model_type == "bloom" and trl["packing"]:

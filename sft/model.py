@@ -9,20 +9,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.command import tell_once
-from sft.hub import explain_errors, first_line
-from sft.machine import Machine, has_bfloat16, join_processes
+from sft.hub import explain_errors, find_transport_error, first_line
+from sft.machine import Machine, join_processes
 from sft.run_dir import Run
 from sft.schema import Recipe, RecipeError
 from sft.storage import find_path, hash_file, name_path
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -47,26 +45,75 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
     """Find a base model here or on the Hub, and pin it to a commit there.
 
     Raises:
-        RecipeError: it is neither, or the Hub can't be reached and the cache does not have it.
+        RecipeError: it is neither, the Hub can't be reached and the cache does not have it, or it brings code of its
+            own or pickled weights alone.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     path = find_path(name)
     if path is not None:
         if not (path / "config.json").is_file():
             raise RecipeError(f"{name} is no model folder (no config.json in it).", "model_name_or_path")
+        refuse_code(name, path)
+        refuse_pickles(name, {p.name for p in path.iterdir()})
         weights = {p.name: hash_file(p) for p in sorted(path.glob("*.safetensors"))}
         return Base(name_path(path), str(path), None, weights)
     with explain_errors(name, "model", revision, ("model_name_or_path", "model_revision")):
-        config = hf_hub_download(name, "config.json", revision=revision)
-    return Base(name, name, Path(config).parent.name, {})
+        folder = Path(hf_hub_download(name, "config.json", revision=revision)).parent
+        with contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(name, "tokenizer_config.json", revision=folder.name)
+    refuse_code(name, folder)
+    refuse_pickles(name, list_hub_files(name, folder))
+    return Base(name, name, folder.name, {})
+
+
+def refuse_code(name: str, folder: Path) -> None:
+    """Raise where a base's files name code of its own, which transformers would offer to run."""
+    for file in ("config.json", "tokenizer_config.json"):
+        try:
+            config = (
+                json.loads((folder / file).read_text(encoding="utf-8")) if (folder / file).is_file() else {}
+            )
+        except (ValueError, RecursionError):
+            continue  # transformers tells what is wrong with it
+        if isinstance(config, dict) and "auto_map" in config:
+            message = (
+                f"{name}: its {file} has auto_map, which names code of its own, and such code is never run."
+            )
+            hint = "Expected an architecture that transformers has; then remove auto_map from a copy of the base."
+            raise RecipeError(f"{message} {hint}", "model_name_or_path")
+
+
+def refuse_pickles(name: str, files: Collection[str]) -> None:
+    """Raise where a base has weights, and none of them as safetensors."""
+    pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles and not any(file.endswith(".safetensors") for file in files):
+        message = f"{name}: its weights are a pickle ({pickles[0]}), which can run code when it is loaded."
+        hint = (
+            "Expected safetensors. Convert them where you trust them: from_pretrained, then save_pretrained."
+        )
+        raise RecipeError(f"{message} {hint}", "model_name_or_path")
+
+
+def list_hub_files(name: str, snapshot: Path) -> set[str]:
+    """Return the names of a Hub base's files; of those in the cache alone where they hold weights, or offline."""
+    from huggingface_hub import HfApi
+
+    files = {path.name for path in snapshot.iterdir()}
+    if not any(file.endswith(".safetensors") for file in files):
+        with contextlib.suppress(OSError, find_transport_error()):
+            files |= {
+                file.rfilename for file in HfApi().model_info(name, revision=snapshot.name).siblings or ()
+            }
+    return files
 
 
 def load_config(base: Base) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(base.path, revision=base.revision)
+        return AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=False)
     except (ValueError, OSError) as error:
         raise RecipeError(
             f"{base.name}: its config.json can't be used: {first_line(error)}", "model_name_or_path"
@@ -84,7 +131,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision, trust_remote_code=False)
     except (ValueError, OSError) as error:
         raise RecipeError(
             f"{base.name}: no usable tokenizer: {first_line(error)}", "model_name_or_path"
@@ -209,7 +256,7 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, ImportError) as error:
         raise RecipeError(f"is no causal language model: {first_line(error)}", "model_name_or_path") from None
     modules = [name for name, _ in model.named_modules()]
@@ -265,6 +312,8 @@ def load_base(recipe: Recipe, base: Base) -> "PreTrainedModel":
         attn_implementation=None if is_bloom else model_config.attn_implementation,
         quantization_config=quantization,
         device_map={"": join_processes(recipe.trl["use_cpu"]).device} if quantization else None,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation
@@ -324,55 +373,3 @@ def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
         temporary.replace(run.adapter)  # from here on the run is finished
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-
-
-def load_finetuned(
-    base: Base, adapter: Path | None, quantization: dict[str, Any], device: "torch.device", merge: bool = True
-) -> "PreTrainedModel":
-    """Load a base for generation, with an adapter, or without one as it was before the training.
-
-    `quantization` holds `load_in_4bit`, `load_in_8bit`, `bnb_4bit_quant_type`, `use_bnb_nested_quant`,
-    `dtype` and `attn_implementation` (absent from older results.json), as in the recipe. With `merge`, the
-    adapter is merged into a base that is not quantised; on a CPU a quantised one is turned back into float32
-    for it, so that generation need not dequantise each weight for each token. What is then not quantised is
-    computed, on a CPU that can, in the recipe's bfloat16, as the training was, unless attention is `eager`.
-    Without `merge` the adapter stays beside its base.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from trl import ModelConfig, get_quantization_config
-
-    from sft.bloom import fuse
-
-    config = get_quantization_config(ModelConfig(**quantization))
-    attention = quantization.get("attn_implementation")
-    is_bloom = load_config(base).model_type == "bloom"
-    on_cpu = device.type == "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        base.path,
-        revision=base.revision,
-        dtype="float32" if on_cpu and config is None else quantization["dtype"],
-        quantization_config=config,
-        device_map={"": device} if config is not None else None,
-        attn_implementation=None if is_bloom else attention,
-    )
-    if attention != "eager":
-        fuse(model)
-    in_bits = config is not None and not (on_cpu and merge)
-    if config is not None and not in_bits:
-        model = model.dequantize().float()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
-        if merge and not in_bits:
-            model = model.merge_and_unload()
-        elif merge:
-            tell_once(f"{base.name}: in 4 or 8 bit on this device, so the adapter stays beside it, unmerged")
-    in_bfloat16 = attention != "eager" and quantization["dtype"] == "bfloat16"
-    if on_cpu and not in_bits and in_bfloat16 and has_bfloat16():
-        model = model.bfloat16()
-        # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
-        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    model.config.use_cache = model.generation_config.use_cache = (
-        True  # a base saved after its training may say no
-    )
-    return model.eval() if in_bits else model.to(device).eval()

@@ -3,10 +3,12 @@
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,19 @@ import pytest
 from conftest import run_python
 from hub_double import Fault, HubDouble
 
-from publish.app import LONGEST, choose_quantization, describe_settings, mark_differences, tabulate_scores
+from eval.report import escape_markdown
+from eval.standalone import choose_quantization
+from publish.app import (
+    LONGEST,
+    MOST_WAITING,
+    build_app,
+    describe_settings,
+    escape,
+    mark_differences,
+    tabulate_scores,
+)
+from publish.card import BEGIN, split_card
+from publish.demo import build_space
 from sft.storage import PROJECT, read_json
 
 if TYPE_CHECKING:
@@ -64,6 +78,66 @@ def test_quantization_is_that_of_the_training(bits: int | None, said: str, mini_
     assert (config is None) == (bits is None)
     if config:
         assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)
+
+
+HOSTILE = [
+    "x`\n# heading",
+    "` [a](http://e.org) ![b](http://e.org/i.png)",
+    "<img src=x onerror=alert(1)> &lt;b&gt;",
+    "www.e.org me@e.org $x^2$ ~~s~~ | _a_ **b** \\",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_settings_render_as_text(text: str, mini_run: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    results = read_json(mini_run / "eval" / "results.json")
+    results["base"] |= {"name": text, "revision": text}
+    results["adapter"]["sha256"] = results["prompt"] = text
+    results["generation"] |= {"num_beams": text, "max_new_tokens": text}
+    page = (
+        MarkdownIt("commonmark", {"html": True})
+        .enable(["table", "strikethrough"])
+        .render(describe_settings(results))
+    )
+    assert set(re.findall(r"<(/?\w+)", page)) == {"ul", "/ul", "li", "/li"}
+    assert "://" not in describe_settings(results)
+    assert "www." not in describe_settings(results)
+    assert escape(text) == escape_markdown(text)
+
+
+def test_metadata_of_a_space_holds_no_keys_of_a_stranger(mini_run: Path) -> None:
+    results = read_json(mini_run / "eval" / "results.json")
+    results["base"] |= {"revision": "b" * 40}
+    for license in ("mit\nsdk: docker\napp_port: 1", "mit\n---\n# x", ["mit"], {"sdk": "docker"}):
+        card = build_space("me/adapter", results, license, "demo")["README.md"].decode()
+        metadata, text = split_card(card)
+        assert metadata["sdk"] == "gradio"
+        assert "app_port" not in metadata
+        assert metadata.get("license", license) == license
+        assert text.lstrip().startswith(BEGIN)
+
+
+def test_page_has_a_bounded_queue_and_takes_no_files(address: str) -> None:
+    assert build_app(str, None, "x")._queue.max_size == MOST_WAITING
+    body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+    request = urllib.request.Request(
+        f"{address}/gradio_api/upload", body.encode(), {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=SECONDS)
+    assert caught.value.code == 413
+    # What the page itself does: a request that waits its turn.
+    call = urllib.request.Request(
+        f"{address}/gradio_api/call/rewrite", b'{"data": ["  "]}', {"Content-Type": "application/json"}
+    )
+    event = json.loads(urllib.request.urlopen(call, timeout=SECONDS).read())["event_id"]
+    answer = (
+        urllib.request.urlopen(f"{address}/gradio_api/call/rewrite/{event}", timeout=SECONDS).read().decode()
+    )
+    assert "event: complete" in answer
+    assert "Type a sentence first" in answer
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +300,14 @@ def test_space_is_committed_once_and_its_app_rewrites(
         assert said in done.stdout
     space = hub.repos["space", "me/demo"]
     assert (space.sdk, space.private) == ("gradio", True)
-    assert set(space.files) >= {"README.md", "app.py", "requirements.txt"}
+    assert set(space.files) >= {"README.md", "app.py", "standalone.py", "requirements.txt"}
     assert b"license: apache-2.0\n---" in space.files["README.md"]
     assert all("==" in line for line in space.files["requirements.txt"].decode().splitlines())
     # The app as it stands in the Space, in a process that knows nothing of this project.
     app = tmp_path / "space" / "app.py"
     app.parent.mkdir()
-    app.write_bytes(space.files["app.py"])
+    for name in ("app.py", "standalone.py"):
+        (app.parent / name).write_bytes(space.files[name])
     code = "import runpy; m = runpy.run_path('app.py'); rewrite, _ = m['load_from_hub'](m['ADAPTER']); print(rewrite('shut up now'))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=app.parent, env=published | {"PATH": "/usr/bin", "OMP_NUM_THREADS": "2"},
@@ -249,7 +324,12 @@ def test_plan_and_push_of_a_space_as_json(hub: HubDouble, published: dict[str, s
         json.loads(run_python(*command, *more, env=published).stdout) for more in ((), ("--push",))
     )
     assert (plan["pushed"], plan["head"], plan["secret"]) == (False, None, None)
-    assert {file["name"] for file in plan["files"]} == {"README.md", "app.py", "requirements.txt"}
+    assert {file["name"] for file in plan["files"]} == {
+        "README.md",
+        "app.py",
+        "standalone.py",
+        "requirements.txt",
+    }
     assert (pushed["pushed"], pushed["committed"]) == (True, True)
     assert pushed["commit"] == hub.repos["space", "me/demo"].commit
 

@@ -11,8 +11,9 @@ import psutil
 import pytest
 from conftest import Main, run_python
 
+from eval.adapter import find_adapter, open_adapter
 from eval.distil import Candidate, check_teacher, choose_targets, offer_texts
-from eval.generate import Rewriter, find_adapter, load_rewriter, open_adapter
+from eval.generate import Rewriter, load_rewriter
 from eval.toxicity import fit_toxicity
 from sft.command import InputError, Refusal, RunError
 from sft.data import Example

@@ -12,14 +12,8 @@ import psutil
 import pytest
 from conftest import Main, run_python
 
-from eval.generate import (
-    PREFIX_CACHING,
-    GenerationSettings,
-    Rewriter,
-    find_adapter,
-    load_rewriter,
-    open_adapter,
-)
+from eval.adapter import GenerationSettings, find_adapter, open_adapter
+from eval.generate import PREFIX_CACHING, Rewriter, load_rewriter
 from eval.metrics import compute_scores
 from eval.report import choose_samples, escape_markdown
 from eval.results import GENERATED

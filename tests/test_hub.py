@@ -3,12 +3,18 @@
 import difflib
 import json
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import Main, run_python
 from hub_double import HubDouble
+from transformers import AutoTokenizer
+
+from publish.card import format_python
 
 
 @pytest.fixture
@@ -185,19 +191,54 @@ def test_no_network_and_no_cache(tmp_path: Path) -> None:
     ]
 
 
-def test_code_of_a_card(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
-    shutil.copytree(mini_run, tmp_path / "run")
-    push = ("-m", "publish.run", tmp_path / "run", "--repo_id", "me/tiny", "--push")
+@pytest.fixture(scope="module")
+def ended_run(
+    mini_run: Path,
+    mini_arguments: list[str],
+    mini_base: Path,
+    call_main: Main,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A run whose answers end at a word of the vocabulary, the one that answers of another run have most."""
+    tokenizer = AutoTokenizer.from_pretrained(mini_base)
+    lines = (json.loads(line) for line in (mini_run / "eval" / "predictions.jsonl").read_text().splitlines())
+    words = Counter(
+        token for line in lines for token in tokenizer.tokenize(line["prediction"])[1:] if token.isalpha()
+    )
+    root = tmp_path_factory.mktemp("ended") / "run"
+    end = words.most_common(1)[0][0]
+    call_main(
+        "sft.run", *mini_arguments, "--output_dir", root, "--eos_token", end, "--eval.baselines", "copy"
+    )
+    call_main("eval.run", root)
+    return root
+
+
+def test_code_of_a_card_and_of_its_merged_model(
+    hub: HubDouble, ended_run: Path, mini_base: Path, tmp_path: Path
+) -> None:
+    """Both blocks of code as they stand, in fresh processes that know nothing of the project."""
+    shutil.copytree(ended_run, tmp_path / "run")
+    push = ("-m", "publish.run", tmp_path / "run", "--repo_id", "me/tiny", "--merged", "--push")
     done = run_python(*push, env=hub.environment(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     files = hub.repos["model", "me/tiny"].files
-    code = files["README.md"].decode().split("```python\n")[1].split("```")[0]
-    assert len(code.strip().splitlines()) <= 25
-    code = code.replace(f'"{mini_base.name}"', repr(str(mini_base)))  # a base that is not on the Hub
-    done = run_python("-c", code, env=hub.environment(tmp_path / "other"))
-    assert done.returncode == 0, done.stderr
     results = json.loads(files["results.json"])
+    end = results["tokens"]["eos_token"]
     (shown,) = [
         group["cases"][0]["output"] for group in results["stress"] if group["group"] == "disguised swearing"
     ]
-    assert difflib.SequenceMatcher(None, done.stdout.strip(), shown, autojunk=False).ratio() > 0.9
+    adapter, merged = (part.split("```")[0] for part in files["README.md"].decode().split("```python\n")[1:])
+    assert f"tokenizer.eos_token = {format_python(end)}\n" in adapter
+    assert '"PATH/TO/THE/BASE"' in adapter
+    for code in (adapter, merged):
+        assert len(code.strip().splitlines()) <= 25
+        alone = code.replace('"PATH/TO/THE/BASE"', repr(str(mini_base)))
+        done = subprocess.run(
+            [sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={"PATH": "/usr/bin", "OMP_NUM_THREADS": "1"} | hub.environment(tmp_path / "other"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        answer = done.stdout.strip()
+        assert end not in AutoTokenizer.from_pretrained(mini_base).tokenize(answer)
+        assert difflib.SequenceMatcher(None, answer, shown, autojunk=False).ratio() > 0.9

@@ -1,5 +1,6 @@
 """The publish folder: exactly the planned files, bound to one another; and the card, held against a golden file."""
 
+import ast
 import dataclasses
 import itertools
 import json
@@ -17,26 +18,30 @@ from conftest import Main, run_python
 
 from publish.card import (
     BEGIN,
-    BLOOM_LICENSE,
     END,
     CardFacts,
+    describe_record,
     find_metadata_faults,
     format_grams,
+    format_python,
     name_hardware,
     render_card,
-    render_scores,
+    restore_facts,
     split_card,
-    write_license,
-    write_samples,
 )
+from publish.licence import BLOOM_LICENSE, write_license
 from publish.plan import read_facts, write_publish_folder
+from publish.samples import choose_examples, mask_samples, write_samples
+from publish.verify import check_card
 from sft.command import Refusal, RunError
+from sft.data import clean_text
 from sft.recipe import load_recipe
 from sft.run_dir import Run
 from sft.storage import PROJECT, hash_file, read_json, read_json_lines, write_json, write_json_lines
 
-GOLDEN = Path(__file__).parent / "golden" / "card.md"
 EVIL = 'a | b <img src=x onerror="alert(1)"> `c` [d](http://e.org) $f$ **g**\n# h'
+LINES = [{"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)]
+GOLDEN = Path(__file__).parent / "golden" / "card.md"
 
 
 @pytest.fixture
@@ -59,6 +64,7 @@ def test_folder_holds_exactly_the_planned_files(
         "recipe.yaml",
         "results.json",
         "samples.md",
+        "card.json",
         "plots/loss.png",
         "plots/scores.png",
         "plots/lengths.png",
@@ -290,10 +296,12 @@ def golden_facts() -> CardFacts:
             "generation": {"num_beams": 1, "max_new_tokens": 90, "batch_size": 64},
             "quantization": {
                 "load_in_4bit": True,
+                "load_in_8bit": False,
                 "bnb_4bit_quant_type": "nf4",
                 "use_bnb_nested_quant": True,
                 "dtype": "bfloat16",
             },
+            "tokens": {"pad_token": None, "eos_token": None},
             "slices": [
                 {
                     "by": "words",
@@ -339,10 +347,8 @@ def golden_facts() -> CardFacts:
                 "seed": 0,
             },
         },
-        predictions=[
-            {"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)
-        ],
-        lexicon={"src"},
+        samples=mask_samples(LINES, {"src"}),
+        examples=[(clean_text(EVIL), EVIL)] * 2,
     )
 
 
@@ -408,29 +414,23 @@ def read_page(markdown: str) -> tuple[list[str], str]:
 def count_markup(markdown: str) -> Counter[str]:
     """Count what some renderer may take for markup, code blocks and character references aside."""
     text = re.sub(r"&(#\d+|[a-z]+);", "", re.sub(r"```.*?\n```\n", "", markdown, flags=re.DOTALL))
+    text = re.sub(r"(?<=[^\W_])_(?=[^\W_])", "", text)  # inside a word it is none
     return Counter(re.findall(rf"[{re.escape(MARKUP)}]|://|www\.", text))
 
 
 def check_texts(texts: Iterator[str]) -> str:
     """Hold a card and samples.md with these texts against harmless ones: the same elements, and each text as it is."""
-    facts = facts_with(texts, golden_facts())
-    plain = facts_with(itertools.repeat("harmless words"), golden_facts())
+    facts, lines = facts_with(texts, golden_facts())
+    plain, plain_lines = facts_with(itertools.repeat("harmless words"), golden_facts())
     card = render_card(facts)
-    shown = [
-        facts.name,
-        facts.results["base"]["name"],
-        facts.results["data"]["source"],
-        facts.recipe["publish"]["data_license"],
-    ]
-    shown += [facts.manifest["source"], *facts.manifest["sha256"]]
-    samples = [
-        text
-        for line in facts.predictions
-        for text in (line["toxic"], line["prediction"], *line["references"])
-    ]
+    base = facts.results["base"]
+    shown = [facts.name, base["name"], *base["weights"], facts.results["data"]["source"]]
+    shown += [facts.recipe["publish"]["data_license"], facts.manifest["source"], *facts.manifest["sha256"]]
+    samples = [text for line in lines for text in (line["toxic"], line["prediction"], *line["references"])]
+    sources = facts.results["data"]["source"], plain.results["data"]["source"]
     for ours, theirs, seen in (
-        (split_card(card)[1], split_card(render_card(plain))[1], shown + samples[:15]),
-        (write_samples(facts), write_samples(plain), samples),
+        (split_card(card)[1], split_card(render_card(plain))[1], shown + samples[:9]),
+        (write_samples(lines, (), 7, sources[0]), write_samples(plain_lines, (), 7, sources[1]), samples),
     ):
         elements, text = read_page(ours)
         assert elements == read_page(theirs)[0]
@@ -443,7 +443,7 @@ def check_texts(texts: Iterator[str]) -> str:
 def test_hostile_texts_stay_text(text: str) -> None:
     card = check_texts(itertools.repeat(text))
     assert {
-        line.count("|") for line in card.split("## Samples")[1].split("## Training")[0].splitlines() if line
+        line.count("|") for line in card.split("## Samples")[1].split("## How")[0].splitlines() if line
     } == {0, 4}
     assert [split_card(card)[1].count(marker) for marker in (BEGIN, END)] == [1, 1]
     metadata = split_card(card)[0]
@@ -458,41 +458,49 @@ def test_random_hostile_texts_stay_text(seed: int) -> None:
     check_texts("".join(["x", *chance.choices(PIECES, k=chance.randint(1, 12))]) for _ in itertools.count())
 
 
-def facts_with(texts: Iterator[str], facts: CardFacts) -> CardFacts:
-    """Return the facts with these texts as samples, cases, rewrites, names of files, data, base, licence and run."""
+def facts_with(texts: Iterator[str], facts: CardFacts) -> tuple[CardFacts, list[dict[str, Any]]]:
+    """Return the facts with these texts as samples, cases, rewrites, names of files, data, base, licence and run.
+
+    And the lines of the predictions, of which the samples are some.
+    """
     stress = [
         group | {"cases": [{"text": next(texts), "output": next(texts), "passed": True}]}
         for group in facts.results["stress"]
     ]
-    base = facts.results["base"] | {"name": next(texts), "revision": None}  # local, as is the data
+    # Local, as is the data.
+    base = facts.results["base"] | {"name": next(texts), "revision": None, "weights": {next(texts): "e" * 64}}
     data = facts.results["data"] | {"source": next(texts), "revision": None}
+    tokens = {"pad_token": next(texts), "eos_token": next(texts)}
     lines = [
         line | {"toxic": next(texts), "prediction": next(texts), "references": [next(texts)]}
-        for line in facts.predictions
+        for line in LINES
     ]
     publish = facts.recipe["publish"] | {"repo_id": None, "data_license": next(texts)}
-    return dataclasses.replace(
+    results = facts.results | {"stress": stress, "base": base, "data": data, "tokens": tokens}
+    changed = dataclasses.replace(
         facts,
         name=next(texts),
         recipe=dict(facts.recipe) | {"publish": publish},
-        results=facts.results | {"stress": stress, "base": base, "data": data},
-        predictions=lines,
+        results=results,
+        samples=mask_samples(lines, ()),
+        examples=choose_examples(results, ()),
         manifest=facts.manifest | {"source": next(texts), "sha256": {next(texts): "f" * 64}},
-        lexicon=set(),
     )
+    return changed, lines
 
 
 def test_listed_words_are_masked_in_samples() -> None:
-    facts = facts_with(itertools.repeat("what a Darn day , you crud!"), golden_facts())
-    results = facts.results | {"data": facts.results["data"] | {"source": "a.tsv"}}
-    facts = dataclasses.replace(facts, results=results, lexicon={"darn", "crud"})
-    for text in (render_card(facts).split("## Samples")[1].split("## Training")[0], write_samples(facts)):
-        assert "what a D&#42;&#42;&#42; day , you c&#42;&#42;&#42;!" in text
-        assert "Darn" not in text
+    text, lexicon = "what a Darn day , you crud!", {"darn", "crud"}
+    lines = [line | {"toxic": text, "prediction": text, "references": [text]} for line in LINES]
+    facts = dataclasses.replace(golden_facts(), samples=mask_samples(lines, lexicon))
+    card = render_card(facts).split("## Samples")[1].split("## How")[0]
+    for shown in (card, write_samples(lines, lexicon, 7, "a.tsv")):
+        assert "what a D&#42;&#42;&#42; day , you c&#42;&#42;&#42;!" in shown
+        assert "Darn" not in shown
 
 
 def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such() -> None:
-    facts = dataclasses.replace(golden_facts(), lexicon={"crud"})
+    facts = golden_facts()
 
     def show(*cases: tuple[str, str]) -> tuple[list[str], str]:
         stress = [
@@ -505,7 +513,8 @@ def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such()
             }
             for number, group in enumerate(("disguised swearing", "shouting"))
         ]
-        card = render_card(dataclasses.replace(facts, results=facts.results | {"stress": stress}))
+        examples = choose_examples({"stress": stress}, {"crud"})
+        card = render_card(dataclasses.replace(facts, examples=examples))
         return [item["output"]["text"] for item in split_card(card)[0]["widget"]], card
 
     outputs, card = show(("you Crud", "you"), ("oh cr*d", "crud"), ("oh cr*d", "oh dear"))
@@ -551,7 +560,7 @@ def test_people_are_not_compared_on_other_rows() -> None:
 
 
 def test_model_index_has_every_metric_of_the_results(mini_run: Path) -> None:
-    facts = read_facts(Run(mini_run))
+    facts, _ = read_facts(Run(mini_run))
     sta = {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "pan-2024|STA"}
     part = {
         "protocol": "pan-2024",
@@ -614,20 +623,20 @@ def test_metadata_of_the_golden_card_is_accepted() -> None:
 
 
 def test_licence_file_passes_the_restrictions_on() -> None:
-    facts = golden_facts()
-    text = write_license(facts)
+    text = write_license("bigscience-bloom-rail-1.0", merged=False)
     assert text is not None
     assert text.startswith("This adapter is licensed under bigscience-bloom-rail-1.0.\n")
     assert "must pass them on" in text
+    assert "Its base's weights are not here." in text
     assert "https://huggingface.co/spaces/bigscience/license" in text
     assert text.endswith(BLOOM_LICENSE.read_text(encoding="utf-8"))
+    assert "The folder merged/ holds its base's weights" in (write_license("openrail++", merged=True) or "")
     for license, expected in (
         ("apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
         ("other", "under other."),
         (None, None),
     ):
-        recipe = dict(facts.recipe) | {"publish": facts.recipe["publish"] | {"license": license}}
-        text = write_license(dataclasses.replace(facts, recipe=recipe))
+        text = write_license(license, merged=False)
         assert text is None if expected is None else text is not None and expected in text
         assert "must pass them on" not in (text or "")
 
@@ -646,6 +655,81 @@ def test_code_of_a_card_quantises_as_the_training_did(key: str | None, expected:
     assert ("BitsAndBytesConfig(load_in_8bit=True)" in code) == bool(expected)
     assert ("import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig" in code) == bool(expected)
     assert ("quantization_config=quantization" in code) == bool(expected)
+
+
+@pytest.mark.parametrize("value", ["```\n# x", "<!-- x -->", "it's", "\u2028\x1b</s>", None, True, 3])
+def test_a_value_in_the_code_of_a_card_stays_one(value: Any) -> None:
+    source = format_python(value)
+    assert ast.literal_eval(source) == value
+    assert source.isprintable()
+    assert not set("<>`") & set(source)
+
+
+WORDS = 700  # of a card, outside of code and folded blocks
+
+
+@pytest.mark.parametrize("revision", ["b" * 40, None])
+def test_card_is_read_in_minutes(revision: str | None) -> None:
+    """A card's order, what is folded, and how much is not: with samples of 20 words, and all six systems."""
+    facts = golden_facts()
+    systems = facts.results["systems"] | dict.fromkeys(
+        ("few_shot", "delete"), facts.results["systems"]["copy"]
+    )
+    base = facts.results["base"] | {"revision": revision, "weights": {"model.safetensors": "e" * 64}}
+    samples = [["word " * 20] * 3] * 3
+    facts = dataclasses.replace(
+        facts, results=facts.results | {"systems": systems, "base": base}, samples=samples
+    )
+    text = split_card(render_card(facts))[1].partition("-->")[2]
+    text = re.sub(r"<!--.*?-->", "", text)
+    unfolded = re.sub(
+        r"<details>.*?</details>", "", re.sub(r"```.*?\n```\n", "", text, flags=re.DOTALL), flags=re.DOTALL
+    )
+    assert len(re.findall(r"\S*\w\S*", unfolded)) <= WORDS
+    headings = re.findall(r"^#+ (.*)$", unfolded, re.M)
+    assert headings[1:] == ["Samples", "How to use it", "Results", "Biases, risks and limits", "Licence"]
+    assert (
+        text.index("**BLEU") < text.index("## Samples") < text.index("```python") < text.index("| system |")
+    )
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 25
+    assert (
+        text.count("<details>\n<summary>")
+        == text.count("</summary>\n\n")
+        == text.count("\n\n</details>")
+        >= 7
+    )
+    for told in (
+        "nrefs:var",
+        "percentile bootstrap",
+        "words: below 10",
+        "disguised swearing",
+        "lora_r",
+        "@article",
+    ):
+        assert told not in unfolded.replace("`", "")
+        assert told in text
+    assert "&#95;" not in text
+    assert "query_key_value" in text
+
+
+def test_card_of_a_local_base_does_not_load_by_its_name() -> None:
+    facts = golden_facts()
+    base = {"name": "recipes/bloom-tiny", "revision": None, "weights": {"model.safetensors": "e" * 64}}
+    card = render_card(dataclasses.replace(facts, results=facts.results | {"base": base}))
+    code = ast.parse(card.split("```python\n")[1].split("```")[0])
+    texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
+    assert "PATH/TO/THE/BASE" in texts
+    assert "recipes/bloom-tiny" not in texts
+    assert f"The SHA-256 of its weights: model.safetensors `{'e' * 64}`.\n" in card
+    assert "the local base model recipes/bloom-tiny (not on the Hub) that" in card
+    assert "https://huggingface.co/recipes" not in card
+
+
+def test_card_is_rendered_again_from_its_files() -> None:
+    facts = golden_facts()
+    record = json.loads(json.dumps(describe_record(facts)))
+    assert render_card(restore_facts(record, facts.results, facts.recipe)) == render_card(facts)
 
 
 def test_licence_of_bloom_is_whole() -> None:
@@ -674,7 +758,7 @@ def test_a_fact_that_is_missing_is_an_error_not_a_blank() -> None:
 
 
 def test_facts_of_a_run_are_complete(mini_run: Path) -> None:
-    facts = read_facts(Run(mini_run))
+    facts, _ = read_facts(Run(mini_run))
     assert json.dumps(facts.manifest)
     assert render_card(facts).startswith("---\n")
 
@@ -690,7 +774,7 @@ def test_merged_model_is_checked_and_loads_alone(own_run: Run, call_main: Main) 
     assert str(model.dtype) == "torch.bfloat16"
     assert not hasattr(model.config, "quantization_config")
     card = (own_run.publish / "README.md").read_text()
-    assert 'subfolder="merged"' in card
+    assert 'allow_patterns="merged/*"' in card
     rows = len(read_json_lines(own_run.eval / "predictions.jsonl"))
     assert f"of its {rows} rewrites are those of the adapter" in card
 
@@ -710,10 +794,8 @@ def test_the_example_card_is_what_its_results_give() -> None:
     linked = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", re.sub(r"```.*?```", "", card, flags=re.DOTALL)))
     assert {"plots/scores.png", "plots/loss.png", "results.json", "samples.md"} <= linked
     assert all((folder / name).is_file() for name in linked)
-    for name, text in render_scores(read_json(folder / "results.json")).items():
-        assert text in card, (
-            f"{name}: make demo, then copy runs/tiny/publish to {folder}, without the weights"
-        )
+    failed = [check for check in check_card(folder) if not check.holds]
+    assert failed == [], f"make demo, then copy runs/tiny/publish to {folder}, without the weights"
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_what_an_earlier_push_left_is_removed_and_a_persons_files_stay(hub: HubD
         f"merged/{name}": b"old"
         for name in ("config.json", "model-00001-of-00002.safetensors", "chat_template.jinja")
     }
-    full_card = card.replace("# Adapter", '# Adapter, subfolder="merged"')
+    full_card = card.replace("# Adapter", '# Adapter, allow_patterns="merged/*"')
     full = (
         FILES
         | merged
@@ -151,7 +151,7 @@ def test_a_persons_merged_model_and_licence_stay(hub: HubDouble) -> None:
     theirs = {
         "merged/config.json": b"{}",
         "LICENSE": b"Our lab's licence.",
-        "README.md": b'By hand: subfolder="merged".\n',
+        "README.md": b'By hand: allow_patterns="merged/*".\n',
     }
     hub.add_repo("model", REPO, theirs)
     for file in ("x", "y"):  # the second time the card is ours

@@ -80,7 +80,14 @@ def test_ordinary_texts_pass(text: str, name: str) -> None:
 
 
 def test_files_of_the_project_pass() -> None:
-    names = ["README.md", "recipes/tiny.yaml", "recipes/bloom.yaml", "tests/golden/card.md", "publish/app.py"]
+    names = [
+        "README.md",
+        "recipes/tiny.yaml",
+        "recipes/bloom.yaml",
+        "tests/golden/card.md",
+        "publish/app.py",
+        "eval/standalone.py",
+    ]
     assert find_private({name: (PROJECT / name).read_bytes() for name in names}) == []
 
 

@@ -1,5 +1,6 @@
 """A published adapter against its card: whatever is changed after the evaluation is found, and named."""
 
+import functools
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from hub_double import TOKEN, Fault, HubDouble
 
-from eval.generate import find_adapter, load_rewriter
+from eval.adapter import find_adapter
+from eval.generate import load_rewriter
 from eval.results import SCHEMA
 from publish.card import list_metrics
 from publish.plan import write_publish_folder
@@ -76,15 +78,21 @@ def edit_config(**values: Any) -> Callable[[Files], Files]:
     )
 
 
-def edit_results(*keys: str, value: Any) -> Callable[[Files], Files]:
+def edit_json(name: str, *keys: str, value: Any) -> Callable[[Files], Files]:
     def edit(files: Files) -> Files:
-        results = inner = json.loads(files["results.json"])
+        content = inner = json.loads(files[name])
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value
-        return files | {"results.json": json.dumps(results).encode()}
+        return files | {name: json.dumps(content).encode()}
 
     return edit
+
+
+edit_results, edit_record = (
+    functools.partial(edit_json, "results.json"),
+    functools.partial(edit_json, "card.json"),
+)
 
 
 CONFIG = "SHA-256 of adapter_config.json"
@@ -96,14 +104,26 @@ CONFIG = "SHA-256 of adapter_config.json"
         (lambda files: files, []),
         (edit_card(r"\A---\n", "---\nthumbnail: x.png\n"), []),
         (edit_card(r"\Z", "\n## Results\n\nMore words, BLEU 99.\n"), []),  # a person's, below the generated part
-        (edit_card(r"\*\*BLEU \S+", "**BLEU 99.9"), ["the card's headline: **BLEU"]),
-        (edit_card(r"\*\*BLEU .*", ""), ["the card's headline: **BLEU"]),
-        (edit_card(r"\| this adapter \| \S+", "| this adapter | 99.9"), ["the card's results: BLEU of this adapter"]),
-        (edit_card(r"\| input copied \| \S+", "| input copied | 0.1"), ["the card's results: BLEU of input copied"]),
-        (edit_card(r"\| input copied \|.*\n", ""), ["the card's results: | input copied |"]),
-        (edit_card(r"(\| input copied \|.*\n)", r"\1| GPT-9 | 1 |\n"), ["the card's results: | GPT-9 | 1 |"]),
-        (edit_card(r"- BLEU [+-]\S+", "- BLEU +9.9"), ["the card's results: - BLEU"]),
+        (edit_card(r"\*\*BLEU \S+", "**BLEU 99.9"), ["the card: **BLEU"]),
+        (edit_card(r"\*\*BLEU .*", ""), ["the card: **BLEU"]),
+        (edit_card(r"\| this adapter \| \S+", "| this adapter | 99.9"), ["the card: BLEU of this adapter"]),
+        (edit_card(r"\| input copied \| \S+", "| input copied | 0.1"), ["the card: BLEU of input copied"]),
+        (edit_card(r"\| input copied \|.*\n", ""), ["the card: | input copied |"]),
+        (edit_card(r"(\| input copied \|.*\n)", r"\1| GPT-9 | 1 |\n"), ["the card: | GPT-9 | 1 |"]),
+        (edit_card(r"- BLEU [+-]\S+", "- BLEU +9.9"), ["the card: - BLEU"]),
         (edit_card(r"name: ROUGE-1\n", "name: chrF\n"), ["chrF on the card", "ROUGE-1 on the card"]),
+        (edit_card(r"A LoRA adapter for", "The best adapter for"), ["the card: A LoRA adapter for"]),
+        (edit_card(r'base, revision = "PATH/TO/THE/BASE"', 'base, revision = "me/evil"'), ["the card: base, revision ="]),
+        (edit_card(r"## Samples\n\n(.*\n.*\n)\|[^|]*\|", r"## Samples\n\n\1| nice |"), ["the card: toxic of"]),
+        (edit_card(r"\d+ sentences for validation", "9999 sentences for validation"), ["the card: - "]),
+        (edit_card(r"It can leave toxicity in", "It never leaves toxicity in"), ["the card: - It can"]),
+        (edit_card(r"library_name: peft", "library_name: peft\nbase_model: me/other"), ["base_model in the card's metadata"]),
+        (edit_card(r"license: apache-2.0", "license: mit"), ["license in the card's metadata"]),
+        (edit_card(r"(?s)widget:.*?\nmodel-index", "widget: []\nmodel-index"), ["widget in the card's metadata"]),
+        (edit_card(r"dataset:\n +type: \S+", "dataset:\n      type: x"), ["model-index in the card's metadata"]),
+        (edit_record("manifest", "source", value="x"), ["data of card.json", "the card: - data"]),
+        (edit_results("generation", "num_beams", value=65), ["settings that can be used", "the card: output", "the card: The"]),
+        (edit_config(target_modules="(.*)*x"), [CONFIG, "settings that can be used"]),
         (edit_config(lora_alpha=64), [CONFIG]),
         (edit_config(revision="0" * 40), [CONFIG, "base model"]),
         (edit_config(base_model_name_or_path="me/other"), [CONFIG, "base model"]),
@@ -242,3 +262,9 @@ def test_a_base_from_a_hub_that_fails(hub: HubDouble, files: Files, mini_base: P
     load_rewriter(adapter)
     hub.faults.append(Fault("", 503, times=9999))
     load_rewriter(find_adapter(REPO))  # all of it is in the cache
+
+
+@pytest.mark.parametrize("name", ["/etc", "~", "../base"])
+def test_a_base_outside_of_the_project_is_refused(name: str, files: Files, tmp_path: Path) -> None:
+    files = edit_results("base", "name", value=name)(edit_config(base_model_name_or_path=name)(files))
+    assert "settings that can be used" in list_failed(files, tmp_path)

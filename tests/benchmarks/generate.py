@@ -84,7 +84,7 @@ def main() -> None:
             print(f"{turn + 1}/{arguments.repeats} {side}: {values[-1]}", flush=True)
     import torch
 
-    from eval.generate import open_adapter
+    from eval.adapter import open_adapter
     from sft.run_dir import open_run
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,7 +116,8 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
     """Return sentences/s of one side, and new tokens a sentence."""
     import dataclasses
 
-    from eval.generate import load_rewriter, open_adapter
+    from eval.adapter import open_adapter
+    from eval.generate import load_rewriter
     from sft.run_dir import open_run
 
     run = open_run(str(arguments.run))

@@ -1,0 +1,153 @@
+"""Load a published adapter and rewrite texts, with torch, transformers, peft and huggingface_hub alone.
+
+It imports nothing of this project, since a Space carries this file as it is; the project's own generation
+(eval/generate.py) rests on the same functions. No code and no pickle of a repository is ever run.
+"""
+
+import itertools
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "results.json")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published adapter on its base, as it was evaluated."""
+
+    model: Any
+    tokenizer: Any
+    results: Mapping[str, Any]  # results.json
+
+    def rewrite(self, text: str) -> str:
+        """Return the trimmed answer to one text; an empty text has an empty one."""
+        text = clean_text(text)
+        if not text:
+            return ""
+        prompt = self.results["prompt"].replace("{text}", text)
+        inputs = self.tokenizer(prompt, return_tensors="pt", split_special_tokens=True)
+        settings = {key: self.results["generation"][key] for key in ("num_beams", "max_new_tokens")}
+        output = generate(
+            self.model, self.tokenizer, inputs["input_ids"], inputs["attention_mask"], **settings
+        )
+        return decode_answer(self.tokenizer, output[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def load_published(name: str, revision: str | None = None) -> Published:
+    """Download an adapter from the Hub and load it on its base, at its commit, quantised as evaluated.
+
+    Raises:
+        OSError: a file is missing, or the base has no weights in safetensors.
+        ValueError: a token of its results.json is not in the vocabulary, or the base brings code of its own.
+    """
+    import torch
+
+    folder = download_files(name, revision)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    base, how = results["base"], results["quantization"]
+    tokenizer = load_tokenizer(base["name"], base["revision"], **results["tokens"])
+    place = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    model = load_base(base["name"], base["revision"], how, dtype=how["dtype"], **place)
+    return Published(add_adapter(model, folder).eval(), tokenizer, results)
+
+
+def download_files(name: str, revision: str | None = None) -> Path:
+    """Download a repository's files among FILES, no others; return their folder, whose name is the commit."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+
+
+def choose_quantization(how: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration for the quantisation that results.json tells of, or None."""
+    from transformers import BitsAndBytesConfig
+
+    if how["load_in_4bit"]:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=how["bnb_4bit_quant_type"],
+            bnb_4bit_use_double_quant=how["use_bnb_nested_quant"],
+            bnb_4bit_compute_dtype=how["dtype"],
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if how["load_in_8bit"] else None
+
+
+def load_base(path: str, revision: str | None, how: Mapping[str, Any], **options: Any) -> Any:
+    """Load a base model, from a folder or the Hub, quantised as `how` says; its weights are safetensors.
+
+    Raises:
+        OSError: the base has none.
+        ValueError: it brings code of its own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        revision=revision,
+        quantization_config=choose_quantization(how),
+        trust_remote_code=False,
+        use_safetensors=True,
+        **options,
+    )
+
+
+def add_adapter(model: Any, folder: Path) -> Any:
+    """Put the adapter of a folder on its base."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to a pickle
+        raise OSError(f"{folder}: no adapter_model.safetensors in it.")
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def load_tokenizer(
+    path: str, revision: str | None, pad_token: str | None = None, eos_token: str | None = None
+) -> Any:
+    """Load a base's tokenizer with the evaluation's pad and end tokens; without a pad token, the end pads.
+
+    Raises:
+        ValueError: a named token is not in the vocabulary, or there is no end token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    for key, token in (("pad_token", pad_token), ("eos_token", eos_token)):
+        if token is not None and token not in tokenizer.get_vocab():
+            raise ValueError(f"{key}: found {token!r}, expected a token of the base's vocabulary.")
+        if token is not None:
+            setattr(tokenizer, key, token)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("this tokenizer has no end token, without which no answer ends.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
+    return tokenizer
+
+
+def clean_text(text: str) -> str:
+    """Return `text` in Unicode NFC on one line, as the training's texts are."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def generate(model: Any, tokenizer: Any, ids: Any, mask: Any, **options: Any) -> Any:
+    """Return what the model's own `generate` does, without sampling; ids and mask are (prompts, tokens)."""
+    import torch
+
+    with torch.inference_mode():
+        return model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **options,
+        )
+
+
+def decode_answer(tokenizer: Any, row: Sequence[int]) -> str:
+    """Return the trimmed text of an answer's tokens up to its end: padding may be an ordinary word."""
+    answer = itertools.takewhile(lambda token: token != tokenizer.eos_token_id, row)
+    return str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip()
