@@ -1,15 +1,20 @@
 # make demo: train, evaluate and describe the embedded model.  make test: the whole suite.  make check: style and types.
+# make targets: train the embedded teacher, and write the targets that recipes/tiny.yaml learns.
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo targets test check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/accelerate launch sft/run.py recipes/tiny.yaml --overwrite
 	$(BIN)/accelerate launch eval/run.py runs/tiny
 	$(BIN)/python -m publish.run runs/tiny
+
+targets: $(VENV)/.installed
+	$(BIN)/accelerate launch sft/run.py recipes/tiny.yaml --data.targets null --output_dir runs/teacher --overwrite
+	$(BIN)/accelerate launch eval/distil.py runs/teacher --output recipes/tiny-targets.jsonl
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
