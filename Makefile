@@ -1,9 +1,9 @@
-# make demo: train, evaluate and describe the embedded model.  make test: the whole suite.  make check: style and types.
-# make targets: train the embedded teacher, and write the targets that recipes/tiny.yaml learns.
+# make demo: train, evaluate and describe the embedded model.  make targets: what it learns, made again.  make test: the whole suite.  make check: style and types.
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEACHER = --data.targets null --data.swaps 1.5 --data.inserts 1.2 --num_train_epochs 2
 
 .PHONY: demo targets test check clean
 
@@ -12,8 +12,9 @@ demo: $(VENV)/.installed
 	$(BIN)/accelerate launch eval/run.py runs/tiny
 	$(BIN)/python -m publish.run runs/tiny
 
+# The embedded recipe's targets, made again: a teacher on people's rewrites, then what it writes for the training sentences.
 targets: $(VENV)/.installed
-	$(BIN)/accelerate launch sft/run.py recipes/tiny.yaml --data.targets null --output_dir runs/teacher --overwrite
+	$(BIN)/accelerate launch sft/run.py recipes/tiny.yaml $(TEACHER) --output_dir runs/teacher --overwrite
 	$(BIN)/accelerate launch eval/distil.py runs/teacher --output recipes/tiny-targets.jsonl
 
 test: $(VENV)/.installed-test

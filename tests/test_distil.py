@@ -65,10 +65,12 @@ def test_beams_are_different_and_finished(mini_run: Path) -> None:
 
 
 def test_the_rule_weighs_likelihood_against_toxicity() -> None:
-    likely, harmless = Candidate("a", -0.1, 0.9), Candidate("b", -0.4, 0.1)
+    likely, harmless = Candidate("a", -0.1, 0.9, 0), Candidate("b", -0.4, 0.1, 0)
     assert max(likely, harmless, key=Candidate.score) is harmless
-    assert max(likely, Candidate("c", -2.0, 0.1), key=Candidate.score) is likely
-    assert Candidate("d", -1.0, 1.0).score() > -10, "finite"
+    assert max(likely, Candidate("c", -2.0, 0.1, 0), key=Candidate.score) is likely
+    assert max(Candidate("d", -0.05, 0.1, 1), harmless, key=Candidate.score) is not harmless
+    assert max(Candidate("d", -0.05, 0.1, 2), harmless, key=Candidate.score) is harmless
+    assert Candidate("e", -1.0, 1.0, 0).score() > -10, "finite"
 
 
 def test_neither_the_sentence_itself_nor_what_is_no_line_is_offered() -> None:
