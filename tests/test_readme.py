@@ -1,4 +1,5 @@
-"""The README's own commands, run as they stand but for the run directory and fewer steps, and what it says of the files."""
+"""The documentation: the README's own commands, run as they are but for the run directory and fewer steps; what it
+says of files, recipes, commands and versions; its links and its length."""
 
 import re
 import shlex
@@ -7,12 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import run_python
 from sacrebleu.metrics.chrf import CHRF
 
 from sft.storage import PROJECT, read_json, read_json_lines
 
+
+def list_tracked(*patterns: str) -> list[str]:
+    command = ["git", "ls-files", *patterns]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
+
+
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+# A golden card's links lead to the files of a push, which are not beside it.
+NAMES = list_tracked("*.md", ":!tests/golden")
+DOCUMENTS = {name: (PROJECT / name).read_text(encoding="utf-8") for name in NAMES}
+LONGEST_README = 1_300  # words: what a newcomer finishes
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
 def test_quickstart_commands_run_and_the_model_learns(tmp_path: Path) -> None:
@@ -48,28 +61,79 @@ def test_quickstart_commands_run_and_the_model_learns(tmp_path: Path) -> None:
     assert listed["adapter"] < listed["base"] / 2
     neutral = (PROJECT / "tests" / "neutral.txt").read_text(encoding="utf-8")
     passed = run_python("-m", "eval.detoxify", root, stdin=neutral).stdout.splitlines()
-    chrf = [
-        CHRF().sentence_score(*pair).score
-        for pair in zip(passed, [[line] for line in neutral.splitlines()], strict=True)
-    ]
+    pairs = zip(passed, neutral.splitlines(), strict=True)
+    chrf = [CHRF().sentence_score(output, [line]).score for output, line in pairs]
     assert len(chrf) == 50
     assert sum(chrf) / len(chrf) > 90
 
 
+def test_readme_is_short_enough_to_finish() -> None:
+    assert len(README.split()) <= LONGEST_README
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_placeholder_is_left(name: str) -> None:
+    assert not re.findall(r"@@\w*(?:@@)?", DOCUMENTS[name])
+
+
+def list_anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub makes of a text's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\[[^\]]*\]\(([^)\s]+)", CODE.sub("", DOCUMENTS[name]))
+    broken = []
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = PROJECT / name if not path else (PROJECT / name).parent / path
+        if not target.exists() or (anchor and anchor not in list_anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert not broken
+
+
 def test_file_tree_names_each_file() -> None:
-    tree = README.split("## Files")[1].split("## ")[0]
+    text = DOCUMENTS[".github/CONTRIBUTING.md"]
+    tree = text.split("## Files")[1].split("## ")[0]
     listed = {line.split()[0] for line in tree.splitlines() if line.startswith("    ")}
-    tracked = subprocess.run(
-        ["git", "ls-files", "sft", "eval", "publish"], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
-    for name in tracked.stdout.split():
-        if not name.endswith("__init__.py"):
-            assert name in listed, f"{name} is not in the README's file tree"
-    for name in listed:
-        if "*" not in name:
-            assert (PROJECT / name).exists(), f"the README names {name}, which is not there"
+    tracked = set(list_tracked("sft", "eval", "publish", ":!*/__init__.py", ":!*.md"))
+    assert not tracked - listed, "files that the file tree does not name"
+    assert not {name for name in listed if "*" not in name and not (PROJECT / name).exists()}, "no such files"
 
 
-@pytest.mark.parametrize("name", ["tiny", "bloom", "bloom-560m", "bloom-7b1", "phi-2", "report-3"])
-def test_each_recipe_is_named(name: str) -> None:
-    assert f"`{name}.yaml`" in README
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_modules_that_are_named_exist(name: str) -> None:
+    text = DOCUMENTS[name]
+    called = [f"{name.replace('.', '/')}.py" for name in re.findall(r"-m ((?:sft|eval|publish)\.\w+)", text)]
+    modules = {*called, *re.findall(r"\b(?:sft|eval|publish)/\w+\.py\b", text)}
+    assert not {module for module in modules if not (PROJECT / module).exists()}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_make_targets_that_are_named_exist(name: str) -> None:
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", DOCUMENTS[name], re.MULTILINE)
+    assert set(named) <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_each_recipe_is_named(path: Path) -> None:
+    assert f"`{path.name}`" in DOCUMENTS["recipes/README.md"]
+
+
+def test_pre_commit_has_the_suites_ruff() -> None:
+    config = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (revision,) = [repo["rev"] for repo in config["repos"] if repo["repo"].endswith("/ruff-pre-commit")]
+    assert f'"ruff=={revision.removeprefix("v")}"' in (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_ci_runs_the_pythons_that_the_readme_names() -> None:
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    first, *others, last = job["strategy"]["matrix"]["python"]
+    assert f"Python {', '.join([first, *others])} or {last}" in README
