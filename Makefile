@@ -1,11 +1,12 @@
-# make demo: train, evaluate and describe the embedded model.  make targets: what it learns, made again.  make test: the whole suite.  make check: style and types.
+# make demo: train, evaluate and describe the embedded model.   make targets: make again what it learns.
+# make test: the whole suite.   make test-fast: what answers in a minute and a half.   make check: style and types.
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 TEACHER = --data.targets null --data.swaps 1.5 --data.inserts 1.2 --num_train_epochs 2
 
-.PHONY: demo targets test check clean
+.PHONY: demo targets test test-fast check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/accelerate launch sft/run.py recipes/tiny.yaml --overwrite

@@ -1,6 +1,6 @@
 """The metrics as `evaluate.Metric` classes: no download, added in batches, gathered over several processes.
 
-    from eval.classes import Bleu
+    from eval.hf_metrics import Bleu
     bleu = Bleu(num_process=2, process_id=rank, experiment_id="my-run")
     bleu.add_batch(predictions=["…"], references=[["…", "…"]])
     bleu.compute()  # on process 0 {"bleu": …, "signature": …}, on the others None

@@ -4,8 +4,7 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-from eval.classes import Bleu, Chrf, Joint, Rouge
-
+from eval.hf_metrics import Bleu, Chrf, Joint, Rouge
 from eval.metrics import compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
 from eval.toxicity import fit_toxicity
 from sft.data import read_corpus
