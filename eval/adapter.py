@@ -1,4 +1,4 @@
-"""Find an adapter, in a run or on the Hub, with all that its use needs; what a stranger wrote is checked first."""
+"""Find an adapter, in a run or on the Hub, with what its use needs; a stranger's files are checked first."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,8 @@ from sft.schema import Recipe
 from sft.storage import hash_file, read_json
 
 QUANTIZATION_KEYS = (
-    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "attn_implementation",
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype",
+    "attn_implementation",
 )  # fmt: skip
 SHA256, COMMIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 MODULE = re.compile(
@@ -78,7 +79,8 @@ def open_adapter(run: Run) -> Adapter:
     manifest, environment = run.manifest, run.environment
     if manifest["prompt"] != TEMPLATE:
         raise RunError(
-            f"{run.root}: trained with another prompt than sft/prompt.py now has; its answers would mean nothing. "
+            f"{run.root}: trained with another prompt than sft/prompt.py now has; "
+            "its answers would mean nothing. "
             "Train again, or go back to the commit in environment.json."
         )
     if fault := find_foreign_config(read_json(run.adapter_config)):
@@ -160,7 +162,7 @@ def find_config_fault(path: Path, results: Mapping[str, Any]) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------- what strangers wrote
+# --------------------------------------------------------------------------------------- what strangers wrote
 
 
 def read_foreign(name: str, path: Path) -> dict[str, Any]:
@@ -248,7 +250,7 @@ CLOSED = ("generation", "quantization", "tokens")  # sections that hold nothing 
 
 
 def find_foreign_settings(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what in a stranger's results.json this project does not write, among all that its use depends on."""
+    """Yield what in a stranger's results.json this project does not write, of what its use depends on."""
     if not isinstance(results.get("prompt"), str):
         yield f"prompt: found {show(results.get('prompt'))}, expected a text."
     for section, checks in CHECKS.items():
@@ -271,8 +273,8 @@ def find_foreign_settings(results: Mapping[str, Any]) -> Iterator[str]:
 def find_foreign_config(config: Any) -> str | None:
     """Say what in an adapter_config.json is not of a LoRA that this project trains, or return None.
 
-    peft takes texts and keys for regular expressions, on which a hostile one never ends; other kinds of adapters
-    load further models.
+    peft takes texts and keys for regular expressions, on which a hostile one never ends; other kinds of
+    adapters load further models.
     """
     if not isinstance(config, dict):
         return "no JSON object. Expected the one that peft wrote."

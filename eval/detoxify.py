@@ -1,4 +1,4 @@
-"""Rewrite texts with a run's adapter, or with one from the Hub: python -m eval.detoxify RUN_DIR_OR_HUB_ID [TEXT …]"""
+"""Rewrite texts with an adapter, of a run or the Hub: python -m eval.detoxify RUN_DIR_OR_HUB_ID [TEXT …]"""
 
 import argparse
 import itertools
@@ -14,7 +14,8 @@ from sft.files import is_unicode
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.detoxify",
-        description="Rewrite each TEXT, or else each line of standard input: one line out for one line in, in order.",
+        description="Rewrite each TEXT, or else each line of standard input: "
+        "one line out for one line in, in order.",
     )
     parser.add_argument(
         "adapter", metavar="RUN_DIR_OR_HUB_ID", help="a finished run, or a published adapter's Hub id"

@@ -47,7 +47,8 @@ class Candidate:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="accelerate launch eval/distil.py",
-        description="Rewrite the training sentences of a run with a teacher, and write the targets that another training learns "
+        description="Rewrite the training sentences of a run with a teacher, "
+        "and write the targets that another training learns "
         "with data.targets. Of each sentence's rewrites, the beams' and people's, the best is taken, by: "
         + RULE
         + ".",
@@ -72,7 +73,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.run is None and not Path(arguments.teacher).is_dir():
         raise InputError(
-            f"{arguments.teacher} is no run here. Name the run whose training sentences it rewrites: --run RUN_DIR."
+            f"{arguments.teacher} is no run here. "
+            "Name the run whose training sentences it rewrites: --run RUN_DIR."
         )
     run = open_run(arguments.run or arguments.teacher)
     output = arguments.output or run.root / "targets.jsonl"
@@ -80,7 +82,8 @@ def main() -> None:
     examples = read_splits(run)["train"]
     if run.manifest["streaming"]:
         raise RunError(
-            f"{run.root}: its training rows were streamed, and not kept. Expected a run without data.streaming."
+            f"{run.root}: its training rows were streamed, and not kept. "
+            "Expected a run without data.streaming."
         )
 
     from eval.adapter import find_adapter
@@ -133,8 +136,8 @@ def check_output(path: Path) -> None:
 def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
     """Return what the teacher has seen of the run's validation and test sentences: nothing, or unknown.
 
-    A run shows what it was trained on. A published adapter's results.json names its splits by their hashes: the same ones, or
-    nobody knows.
+    A run shows what it was trained on. A published adapter's results.json names its splits by their hashes:
+    the same ones, or nobody knows.
 
     Raises:
         Refusal: it was trained on some of them, or on sentences near to them.
@@ -152,15 +155,17 @@ def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
         known = [example.toxic for example in run.splits[split] if seen.hold(example)]
         if known:
             raise Refusal(
-                f"{name}: it was trained on {count(len(known), 'sentence')} of the {split} split of {run.root}, or near copies, "
-                f"such as {known[0]!r}: its student's scores would mean nothing. Expected one of the same data.seed and shares."
+                f"{name}: it was trained on {count(len(known), 'sentence')} of the {split} split of "
+                f"{run.root}, or near copies, "
+                f"such as {known[0]!r}: its student's scores would mean nothing. "
+                "Expected one of the same data.seed and shares."
             )
     taught = manifest["targets"]
     return taught["teacher"]["has_seen"] if taught else "nothing held out"
 
 
 def offer_texts(example: Example, beams: Sequence[str]) -> list[str]:
-    """Return what a target is chosen from: the teacher's rewrites, and people's; without the sentence itself."""
+    """Return what a target is chosen from: the rewrites by the teacher and people, without the sentence."""
     return [
         text
         for text in dict.fromkeys((*beams, *example.references))
@@ -218,11 +223,13 @@ def print_outcome(path: Path, header: dict[str, Any], rows: Sequence[dict[str, A
         print(json.dumps(outcome | {"teacher": header["teacher"]}))
         return
     print(
-        f"targets: {path}: {count(len(rows), 'sentence')}, of which {header['from_people']:,} have a human rewrite as target"
+        f"targets: {path}: {count(len(rows), 'sentence')}, "
+        f"of which {header['from_people']:,} have a human rewrite as target"
     )
     if header["teacher"]["has_seen"] == "unknown":
         print(
-            "whether the teacher was trained on validation or test sentences of this run is unknown; the student's card says so"
+            "whether the teacher was trained on validation or test sentences of this run is unknown; "
+            "the student's card says so"
         )
     print(f"next: accelerate launch sft/run.py RECIPE --data.targets {path}")
 

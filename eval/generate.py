@@ -1,4 +1,4 @@
-"""Texts -> rewritten texts: batched by length, over all processes, with a fine-tuned model from a run or from the Hub."""
+"""Texts -> rewritten texts: batched by length, over all processes, with a model from a run or the Hub."""
 
 import contextlib
 import copy
@@ -58,15 +58,17 @@ class Rewriter:
     ) -> list[str]:
         """Return a rewrite for each text, in order, on every process; an empty text gives an empty rewrite.
 
-        An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt out to
-        the processes, so that the same texts share a batch, and its padding, whatever the number of processes.
+        An answer is trimmed and otherwise left as the model gave it. Batches are formed before they are dealt
+        out to the processes, so that the same texts share a batch, and its padding, whatever the number of
+        processes.
 
         Args:
             texts: of any length; white space in them is made plain.
-            progress_label: shows a progress bar of that name on the main process, or a line where there is no terminal.
+            progress_label: shows a progress bar of that name on the main process, or a line where there is no
+                terminal.
             shots: solved before each text, with the first of their rewrites.
-            journal: a folder of this call's own, where each batch is kept once it is done: what a killed call has
-                done is not done again.
+            journal: a folder of this call's own, where each batch is kept once it is done: what a killed call
+                has done is not done again.
         """
         solved = self.tokenise_shots(shots)
         size = max(
@@ -94,9 +96,10 @@ class Rewriter:
     def cache_prefix(self, prompts: Iterable[Sequence[int]], solved: Sequence[int]) -> "DynamicCache | None":
         """Return the key-value cache of what all `prompts` begin with: `solved` shots, and the instruction.
 
-        None where the recipe says so, and, with a line, for models that were not tested with it: padding then lies
-        between beginning and rest, and some count it as distance. Two prompts of our own bound the beginning, so that
-        it is the same for one text and for many, as long as none merges with the newline before it.
+        None where the recipe says so, and, with a line, for models that were not tested with it: padding then
+        lies between beginning and rest, and some count it as distance. Two prompts of our own bound the
+        beginning, so that it is the same for one text and for many, as long as none merges with the newline
+        before it.
         """
         import torch
         from transformers import DynamicCache
@@ -116,14 +119,15 @@ class Rewriter:
             if isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers):
                 return cache
         tell_once(
-            f"{kind}: no prefix caching, which is for {', '.join(PREFIX_CACHING)} with a cache that keeps every token"
+            f"{kind}: no prefix caching, "
+            f"which is for {', '.join(PREFIX_CACHING)} with a cache that keeps every token"
         )
         return None
 
     def fill_cache(
         self, ids: "torch.Tensor", mask: "torch.Tensor", cache: "DynamicCache | None" = None
     ) -> Any:
-        """Return the model's cache with the keys and values of all tokens; ids and mask are (prompts, tokens)."""
+        """Return the cache with the keys and values of all tokens; ids and mask are (prompts, tokens)."""
         return self.generate(
             ids, mask, cache, num_beams=1, max_new_tokens=1, return_dict_in_generate=True
         ).past_key_values
@@ -137,7 +141,7 @@ class Rewriter:
     def generate_batch(
         self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None" = None
     ) -> list[str]:
-        """Return the trimmed answer to each prompt (lists of token ids, of any lengths), which begin with what `prefix` holds."""
+        """Return each prompt's trimmed answer; prompts are token ids, and begin with what `prefix` holds."""
         output = self.search(prompts, prefix, self.settings.num_beams)
         return [
             decode_answer(self.tokenizer, row)
@@ -172,7 +176,7 @@ class Rewriter:
     def measure_likelihood(
         self, pairs: Sequence[tuple[str, str]], label: str | None = None, journal: Path | None = None
     ) -> list[float]:
-        """Return the log-likelihood of each (text, rewrite): the mean of the rewrite's tokens and its end, in nats."""
+        """Return each (text, rewrite)'s log-likelihood: the mean of the rewrite's tokens and end, in nats."""
         prompts = tokenise_texts([format_prompt(clean_text(text)) for text, _ in pairs], self.tokenizer)
         answers = tokenise_texts([answer for _, answer in pairs], self.tokenizer, is_start=False)
         end = [self.tokenizer.eos_token_id]
@@ -185,7 +189,10 @@ class Rewriter:
         return [found[index] for index in range(len(pairs))]
 
     def score_batch(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Return the mean log-likelihood of each row's answer; a row is the answer's first place, then prompt and answer."""
+        """Return the mean log-likelihood of each row's answer.
+
+        A row is the answer's first place, then prompt and answer.
+        """
         import torch
 
         width, first = max(map(len, rows)) - 1, min(row[0] for row in rows)
@@ -222,7 +229,7 @@ class Rewriter:
     def search(
         self, prompts: Sequence[Sequence[int]], prefix: "DynamicCache | None", beams: int, **options: Any
     ) -> "GenerateOutput":
-        """Return what `generate` found; the answers of its `sequences` begin behind the longest prompt's width.
+        """Return what `generate` found; answers in its `sequences` begin behind the longest prompt's width.
 
         Padding lies between what `prefix` holds and the rest of a prompt, which the answer follows directly.
         """
@@ -252,10 +259,11 @@ def share_batches(
     label: str | None,
     journal: Path | None,
 ) -> dict[int, Any]:
-    """Return what `work` makes of each prompt (token ids), on every process; it gets up to `size` of like length at a time.
+    """Return what `work` makes of each prompt (token ids), on every process.
 
-    Batches are formed before they are dealt out to the processes, so that the same prompts share a batch, and its padding,
-    whatever the number of processes. `label` and `journal` are those of `Rewriter.rewrite`; answers are JSON values.
+    `work` gets up to `size` prompts of like length at a time. Batches are formed before they are dealt out to
+    the processes, so that the same prompts share a batch, and its padding, whatever the number of processes.
+    `label` and `journal` are those of `Rewriter.rewrite`; answers are JSON values.
     """
     from accelerate.utils import gather_object
 
@@ -306,7 +314,7 @@ def open_journal(folder: Path | None, process: int) -> Iterator[TextIO | None]:
 
 
 def make_progress(label: str | None, number: int) -> Any:
-    """Return a progress bar, which shows only with a label; where there is no terminal for it, a line says what is done."""
+    """Return a progress bar, shown only with a label; without a terminal for it, a line says what is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -326,7 +334,7 @@ def rewrite_texts(
     tuned: bool = True,
     shots: Sequence[Example] = (),
 ) -> tuple[list[str], float]:
-    """Return a rewrite for each text, and the seconds of generation; the model is gone from memory afterwards.
+    """Return a rewrite for each text, and the seconds of generation; the model leaves memory afterwards.
 
     With `tuned` false it is the base's, without the adapter.
 
@@ -375,10 +383,11 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a base for generation, with an adapter, or without one as it was before the training.
 
-    `quantization` is that of `eval.adapter.Adapter`, as in the recipe. With `merge`, the adapter is merged into a base
-    that is not quantised; on a CPU a quantised one is turned back into float32 for it, so that generation need not
-    dequantise each weight for each token. What is then not quantised is computed, on a CPU that can, in the recipe's
-    bfloat16, as the training was, unless attention is `eager`. Without `merge` the adapter stays beside its base.
+    `quantization` is that of `eval.adapter.Adapter`, as in the recipe. With `merge`, the adapter is merged
+    into a base that is not quantised; on a CPU a quantised one is turned back into float32 for it, so that
+    generation need not dequantise each weight for each token. What is then not quantised is computed, on a
+    CPU that can, in the recipe's bfloat16, as the training was, unless attention is `eager`. Without `merge`
+    the adapter stays beside its base.
     """
     from sft.bloom import fuse
 

@@ -68,7 +68,7 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
 def escape_markdown(text: str) -> str:
     """Return `text` as one line that renders as itself in Markdown: no markup, HTML, cell or link."""
     line = html.escape(" ".join(text.split()), quote=False)
-    # An underscore between letters or digits is none of Markdown's; a name such as query_key_value stays readable.
+    # An underscore between letters or digits is none of Markdown's; query_key_value stays readable.
     markup = r"[\\`*{}\[\]#|~$@^]|_(?![^\W_])|(?<![^\W_])_"
     line = re.sub(markup, lambda match: f"&#{ord(match[0])};", line)
     line = line.replace("://", "&#58;//").replace("www.", "www&#46;")

@@ -33,7 +33,7 @@ COLUMNS = {"bleu": "BLEU", "chrf": "chrF", "joint": "joint (0 to 1)"}
 
 
 def mark_differences(text: str, rewrite: str) -> list[tuple[str, str | None]]:
-    """Return the words of both in order, each run of them as "removed", "added", or None where both have it."""
+    """Return the words of both in order, each run of them as "removed", "added", or None where in both."""
     before, after = text.split(), rewrite.split()
     marked: list[tuple[str, str | None]] = []
     for kind, first, last, start, end in difflib.SequenceMatcher(
@@ -56,13 +56,16 @@ def tabulate_scores(results: Mapping[str, Any]) -> str:
         label: results["systems"][system] for system, label in LABELS.items() if system in results["systems"]
     }
     if ceiling := results.get("ceiling"):
-        # People's rewrites are compared with fewer references, which lowers scores: so is the adapter below them.
+        # People's rewrites are compared with fewer references, which lowers scores: so is the adapter below.
         systems[f"people, on {ceiling['rows']:,} sentences"] = ceiling["systems"]["human"]
         systems[f"this adapter, on these {ceiling['rows']:,}"] = ceiling["systems"]["adapter"]
     for label, scores in systems.items():
         cells = [format_score(scores[key]) if key in scores else "" for key in COLUMNS]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    rows = f"On {results['data']['rows']:,} held-out sentences of {escape(results['data']['source'])}, with 95 % intervals."
+    rows = (
+        f"On {results['data']['rows']:,} held-out sentences of {escape(results['data']['source'])}, "
+        "with 95 % intervals."
+    )
     return "\n".join([rows, "", *lines])
 
 
@@ -111,7 +114,8 @@ def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, 
             return (
                 "",
                 [],
-                f"Found {len(text):,} characters, expected at most {LONGEST}. Give a sentence or two at a time.",
+                f"Found {len(text):,} characters, expected at most {LONGEST}. "
+                "Give a sentence or two at a time.",
             )
         found = rewrite(text)
         note = (
@@ -125,7 +129,8 @@ def build_app(rewrite: Callable[[str], str], results: Mapping[str, Any] | None, 
 
     with gr.Blocks(title=title, analytics_enabled=False) as app:
         gr.Markdown(
-            f"# {escape(title)}\nRewrites a toxic sentence so that it keeps its meaning and loses its toxicity. It can fail."
+            f"# {escape(title)}\nRewrites a toxic sentence so that it keeps its meaning and loses its "
+            "toxicity. It can fail."
         )
         text = gr.Textbox(
             label="Sentence", placeholder="what the hell is wrong with this printer", lines=2, elem_id="text"

@@ -34,10 +34,10 @@ KEYS = re.compile(
 )  # follows BEGIN; what a later card no longer sets is dropped
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 SETTINGS = (
-    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "lora_r", "lora_alpha",
-    "lora_dropout", "lora_target_modules", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs",
-    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_length",
-    "bf16", "fp16", "seed",
+    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "dtype", "lora_r",
+    "lora_alpha", "lora_dropout", "lora_target_modules", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim",
+    "weight_decay", "max_length", "bf16", "fp16", "seed",
 )  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 ENVIRONMENT = (
@@ -217,7 +217,7 @@ def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of a table, its head first: each slice, its number of sentences, and each system's BLEU."""
+    """Return a table's rows, its head first: each slice, its number of sentences, and each system's BLEU."""
     slices = read_scores(results).slices
     names = [name for name in SLICED if any(name in part.systems for part in slices)]
     rows = [["sentences", "number", "this adapter, BLEU", *(SYSTEMS[name] for name in names)]]
@@ -252,7 +252,7 @@ def write_headline(results: Mapping[str, Any]) -> str:
 
 
 def list_metrics(results: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Return each metric of the adapter in results.json as its type on the Hub, its name on the card, and its score."""
+    """Return each metric of the adapter in results.json: its type on the Hub, name on the card, and score."""
     metrics = []
     for key, score in results["systems"]["adapter"].items():
         known = next((type_ for type_ in ("bleu", "rouge") if key.startswith(type_)), key)
@@ -341,7 +341,8 @@ def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:
     license = metadata.get("license")
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(license)):
         faults.append(
-            f"license: found {license!r}, expected a licence id such as apache-2.0. Name it as publish.license"
+            f"license: found {license!r}, expected a licence id such as apache-2.0. "
+            "Name it as publish.license"
         )
     widget = metadata.get("widget", [])
     if not isinstance(widget, list) or not all(
@@ -375,15 +376,15 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
 
 
 def tells_of_merged(card: str | None) -> bool:
-    """Say whether the generated part of a card, which may be none of ours, offers a merged model beside the adapter."""
+    """Say whether a card's generated part, which may be none of ours, offers a merged model too."""
     return 'allow_patterns="merged/*"' in (card or "").partition(BEGIN)[2].partition(END)[0]
 
 
 def merge_card(ours: str, theirs: str) -> str:
-    """Return our card with what a person wrote on theirs: text outside the markers, and metadata keys that we do not set.
+    """Return our card with what a person wrote on theirs: text outside the markers, metadata keys not ours.
 
-    Keys that an earlier card of ours has set are ours (see KEYS). All of a card without markers was written by a person,
-    and comes after the generated part.
+    Keys that an earlier card of ours has set are ours (see KEYS). All of a card without markers was written
+    by a person, and comes after the generated part.
 
     Raises:
         Refusal: their card has one marker without the other, or their metadata is no YAML.
@@ -398,7 +399,8 @@ def merge_card(ours: str, theirs: str) -> str:
         ) from None
     if (text.count(BEGIN), text.count(END)) not in ((0, 0), (1, 1)) or text.find(BEGIN) > text.find(END):
         raise Refusal(
-            f"README.md on the Hub: expected both {BEGIN!r} and {END!r} once, in this order, or neither. Mend it there."
+            f"README.md on the Hub: expected both {BEGIN!r} and {END!r} once, in this order, or neither. "
+            "Mend it there."
         )
     before, after = ("", text) if BEGIN not in text else (text.partition(BEGIN)[0], text.partition(END)[2])
     record = KEYS.match(text.partition(BEGIN)[2])

@@ -1,4 +1,7 @@
-"""A page to try an adapter on, here or as a Space: python -m publish.demo RUN_DIR_OR_HUB_ID [--space OWNER/NAME --push]"""
+"""A page to try an adapter on, here or as a Space.
+
+python -m publish.demo RUN_DIR_OR_HUB_ID [--space OWNER/NAME --push]
+"""
 
 import argparse
 import dataclasses
@@ -38,7 +41,8 @@ SPACE_CARD = """---
 
 {begin}
 
-Try [{adapter}](https://huggingface.co/{adapter}), a LoRA adapter that rewrites a toxic sentence so that it keeps its
+Try [{adapter}](https://huggingface.co/{adapter}), a LoRA adapter that rewrites a toxic sentence so that it \
+keeps its
 meaning and loses its toxicity. How well it does is on its card.
 
 {end}
@@ -48,7 +52,8 @@ meaning and loses its toxicity. How well it does is on its card.
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m publish.demo",
-        description="Serve a page to try an adapter on: type or choose a sentence, see its rewrite with the differences marked. "
+        description="Serve a page to try an adapter on: "
+        "type or choose a sentence, see its rewrite with the differences marked. "
         "With --space, plan the same page as a Gradio Space, and with --push, commit it. "
         "Exit status: 0 done, 2 bad input, 3 refused by a check, 4 the Hub failed.",
     )
@@ -153,7 +158,8 @@ def publish_space(arguments: argparse.Namespace) -> None:
     check_online()
     if Path(arguments.adapter).is_dir():
         raise InputError(
-            f"{arguments.adapter}: a Space loads its adapter from the Hub. Push the run first, and name its Hub id."
+            f"{arguments.adapter}: a Space loads its adapter from the Hub. "
+            "Push the run first, and name its Hub id."
         )
     try:
         folder = download_adapter(arguments.adapter).folder
@@ -192,7 +198,8 @@ def publish_space(arguments: argparse.Namespace) -> None:
     if secret:
         place = f"{api.endpoint}/spaces/{arguments.space}/settings"
         print(
-            f"{arguments.adapter} is private: set the Space's secret {secret}, a token that may read it, at {place}"
+            f"{arguments.adapter} is private: "
+            f"set the Space's secret {secret}, a token that may read it, at {place}"
         )
     if report["pushed"]:
         print(describe_push(report))
@@ -213,7 +220,8 @@ def find_secret(api: "HfApi", adapter: str, target: Target, space: Remote) -> st
         raise HubFailure(f"{adapter}: {explain_failure(error, Target(adapter))} Nothing was sent.") from None
     if private and (target.private is False or space.private is False):
         raise Refusal(
-            f"{adapter} is private, and {target.repo_id} is public: it would show the adapter to everybody. Make the adapter "
+            f"{adapter} is private, and {target.repo_id} is public: it would show the adapter to everybody. "
+            "Make the adapter "
             "public in its settings on the Hub, or the Space private. Nothing was sent."
         )
     return "HF_TOKEN" if private else None

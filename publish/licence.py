@@ -13,16 +13,40 @@ LICENSES = {
     "openrail++": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
 }
 RAIL_DUTIES = (
-    "It is a Responsible AI Licence. Its restrictions of use cover works derived from the model, so this adapter too, and",
-    "whoever passes it on, changed or not, must pass them on in an agreement that binds the next user, with a copy of the",
-    "licence, and must say what was changed. What was changed here: LoRA weights were trained, see README.md.",
+    (
+        "It is a Responsible AI Licence. Its restrictions of use cover works derived from the model, "
+        "so this adapter too, and"
+    ),
+    (
+        "whoever passes it on, changed or not, must pass them on in an agreement that binds the next user, "
+        "with a copy of the"
+    ),
+    (
+        "licence, and must say what was changed. What was changed here: LoRA weights were trained, "
+        "see README.md."
+    ),
 )
 RAIL_IN_SHORT = (
-    "In short, and without replacing the licence's text, it must not be used to break the law; to harm or exploit minors, or",
-    "anybody; to spread false information in order to harm; to generate or spread personal data that harms; to write without",
-    "saying that a machine has written; to defame or harass; to imitate a person without consent; to decide by itself what",
-    "rights or duties somebody has; to discriminate or to exploit weaknesses of groups; for medical advice or the",
-    "interpretation of medical results; nor in the administration of justice, law enforcement, immigration or asylum to",
+    (
+        "In short, and without replacing the licence's text, it must not be used to break the law; "
+        "to harm or exploit minors, or"
+    ),
+    (
+        "anybody; to spread false information in order to harm; "
+        "to generate or spread personal data that harms; to write without"
+    ),
+    (
+        "saying that a machine has written; to defame or harass; to imitate a person without consent; "
+        "to decide by itself what"
+    ),
+    (
+        "rights or duties somebody has; to discriminate or to exploit weaknesses of groups; "
+        "for medical advice or the"
+    ),
+    (
+        "interpretation of medical results; nor in the administration of justice, law enforcement, "
+        "immigration or asylum to"
+    ),
     "predict what people will do.",
 )
 
@@ -38,7 +62,7 @@ def has_license_text(license: str | None) -> bool:
 
 
 def write_license(license: str | None, merged: bool) -> str | None:
-    """Return the text of the LICENSE file, beside a `merged` model or not; None where no licence is stated."""
+    """Return the LICENSE file's text, beside a `merged` model or not; None where no licence is stated."""
     if license is None:
         return None
     lines = [f"{LICENSED}{license}."]

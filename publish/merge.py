@@ -18,10 +18,11 @@ LARGEST_LOSS = 1.0  # BLEU; rounding to 16 bit, and a base that was quantised, m
 
 
 def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Write the merged model into `folder`; return how well it agrees: `rows`, `same` rewrites, `bleu` and `bleu_unmerged`.
+    """Write the merged model into `folder`; return how well it agrees.
 
-    The base is what the adapter was trained on: the quantised weights, turned back. It is merged in float32 on the CPU,
-    rounded to bfloat16, read back, and rewrites the test split.
+    Returned are `rows`, `same` rewrites, `bleu` and `bleu_unmerged`. The base is what the adapter was
+    trained on: the quantised weights, turned back. It is merged in float32 on the CPU, rounded to bfloat16,
+    read back, and rewrites the test split.
 
     Raises:
         Refusal: its BLEU is more than LARGEST_LOSS below that of the unmerged adapter.
@@ -61,7 +62,8 @@ def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]
     bleu, before = (compute_bleu(texts, references).value for texts in (rewrites, unmerged))
     if bleu < before - LARGEST_LOSS:
         raise Refusal(
-            f"merged into 16-bit weights, the model has BLEU {bleu:.1f} on the test split, and {before:.1f} unmerged: "
+            f"merged into 16-bit weights, the model has BLEU {bleu:.1f} on the test split, "
+            f"and {before:.1f} unmerged: "
             f"more than {LARGEST_LOSS} less. Publish the adapter without --merged."
         )
     same = sum(one == other for one, other in zip(rewrites, unmerged, strict=True))

@@ -1,4 +1,4 @@
-"""The publish folder: exactly the files that a push would commit, made from a run whose parts belong together."""
+"""The publish folder: exactly the files of a push, made from a run whose parts belong together."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,8 @@ def read_facts(run: Run, repo_id: str | None = None) -> tuple[CardFacts, Evaluat
     """Read what the card says, its parts compared with one another. `repo_id` goes before the recipe's own.
 
     Raises:
-        RunError: the environment has no record of the training, or the evaluation has no hash of adapter_config.json.
+        RunError: the environment has no record of the training, or the evaluation has no hash of
+            adapter_config.json.
         InputError: see `read_evaluation`.
         Refusal: adapter_config.json is not the one that was evaluated.
     """
@@ -58,7 +59,7 @@ def read_facts(run: Run, repo_id: str | None = None) -> tuple[CardFacts, Evaluat
 
 
 def clean_recipe(run: Run) -> str:
-    """Return the run's recipe without what is of this machine alone: of absolute paths the last part is left."""
+    """Return the run's recipe without what is of this machine alone; absolute paths keep their last part."""
     values = run.recipe.values()
     del values["output_dir"]
     values["publish"]["emissions_country"] = None  # of where this machine stands
@@ -72,7 +73,9 @@ def clean_recipe(run: Run) -> str:
 
 
 def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = False) -> list[Path]:
-    """Make the publish folder anew, complete or not at all; return its files. With `merged`, also the merged model.
+    """Make the publish folder anew, complete or not at all; return its files.
+
+    With `merged`, the merged model is among them.
 
     Raises:
         Refusal: something in it must not leave this machine; or see `read_facts` and `write_merged`.
@@ -97,7 +100,8 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
     for source in files:
         if not source.is_file():
             raise RunError(
-                f"{source}: missing. Training draws loss.png; accelerate launch eval/run.py {run.root} the others."
+                f"{source}: missing. Training draws loss.png; "
+                f"accelerate launch eval/run.py {run.root} the others."
             )
     contents = {"README.md": render_card(facts).encode(), "recipe.yaml": clean_recipe(run).encode()}
     contents["card.json"] = (json.dumps(describe_record(facts), indent=2, ensure_ascii=False) + "\n").encode()

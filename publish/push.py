@@ -29,12 +29,15 @@ LONGEST_WAIT = 20.0
 TIMEOUT = 120.0  # seconds without a byte, after which a request counts as lost
 HEAD_MOVED = 412
 AS_BEFORE = "The repository's files are as before."
-UNKNOWN = "Whether the commit landed is not known; run the same command again: it looks first, and sends nothing twice."
+UNKNOWN = (
+    "Whether the commit landed is not known; run the same command again: "
+    "it looks first, and sends nothing twice."
+)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to: a repository with a branch, or a pull request to it, and a tag. `private` None leaves visibility alone."""
+    """Where to: a branch or pull request of a repository, and a tag; `private` None leaves it as it is."""
 
     repo_id: str
     revision: str = "main"
@@ -48,9 +51,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at one commit: the hash of each file (SHA-256 of large ones, git's blob id of others), and its card.
+    """A repository at one commit: its card, and its files' hashes (SHA-256 of large ones, else git's id).
 
-    `own` are the files that pushes of this tool write at times, and that are its own: a push without them removes them.
+    `own` are the files that pushes of this tool write at times, and that are its own: a push without them
+    removes them.
     """
 
     commit: str | None  # None: there is no such repository, or no such branch
@@ -77,11 +81,11 @@ class Outcome:
     committed: bool  # False: all of it was there
 
 
-# ------------------------------------------------------------------------------------------------- the Hub's failures
+# ----------------------------------------------------------------------------------------- the Hub's failures
 
 
 def list_errors() -> tuple[type[Exception], ...]:
-    """Return what huggingface_hub raises when the Hub or the way to it fails, or when it gives a torn answer."""
+    """Return what huggingface_hub raises when the Hub or the way to it fails, or the answer is torn."""
     return find_transport_error(), OSError, RuntimeError, ValueError
 
 
@@ -99,7 +103,10 @@ def explain_failure(error: Exception, target: Target) -> str:
     if status is None:
         if not is_passing(error):
             return f"{type(error).__name__}: {first_line(error)}"
-        return f"the connection to the Hub failed ({type(error).__name__}). Check the network and run the same command again."
+        return (
+            f"the connection to the Hub failed ({type(error).__name__}). "
+            "Check the network and run the same command again."
+        )
     if status >= 500:
         return f"the Hub is failing (HTTP {status}). Run the same command again later."
     # What the check of a card's metadata refuses comes as a plain error, whose lines name the fields.
@@ -108,7 +115,7 @@ def explain_failure(error: Exception, target: Target) -> str:
 
 
 def wait_between(tries: int = TRIES) -> Iterator[int]:
-    """Yield the number of each try, from 0, and wait longer before each (with jitter: others may be waiting, too)."""
+    """Yield the number of each try, from 0, after ever longer waits (with jitter: others may wait, too)."""
     for number in range(tries):
         if number:
             time.sleep(min(LONGEST_WAIT, WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1.5))
@@ -127,7 +134,9 @@ def tell_retry(error: Exception, number: int, tries: int = TRIES) -> None:
 
 
 def call_again(call: Callable[[], T], tries: int = TRIES) -> T:
-    """Return what `call` returns, trying again while it fails in passing. For calls that may be repeated without harm.
+    """Return what `call` returns, trying again while it fails in passing.
+
+    It is for calls that may be repeated without harm.
 
     Raises:
         Exception: what the last try raised.
@@ -142,16 +151,16 @@ def call_again(call: Callable[[], T], tries: int = TRIES) -> T:
     raise AssertionError("no try was made")
 
 
-# ---------------------------------------------------------------------------------------------------- reading it
+# ------------------------------------------------------------------------------------------------- reading it
 
 
 def connect(endpoint: str | None = None, token: str | None = None) -> "HfApi":
-    """Return the Hub's client, for the endpoint and the token of the environment or the login; no request waits for ever."""
+    """Return the Hub's client, for endpoint and token of environment or login; no request waits for ever."""
     from huggingface_hub import HfApi, constants, set_client_factory
     from huggingface_hub.utils import _http
 
-    # hf_xet has HTTP and retries of its own, which neither TIMEOUT nor the tests' double reaches. Uploads by LFS are what
-    # the tests hold to.
+    # hf_xet has HTTP and retries of its own, which neither TIMEOUT nor the tests' double reaches. Uploads
+    # by LFS are what the tests hold to.
     constants.HF_HUB_DISABLE_XET = True
 
     def make_client() -> Any:
@@ -174,7 +183,8 @@ def check_login(api: "HfApi", target: Target) -> None:
     check_online()
     if not (api.token or get_token()):
         raise HubFailure(
-            "there is no token. Log in with `hf auth login`, or set HF_TOKEN, with write access. Nothing was sent."
+            "there is no token. Log in with `hf auth login`, or set HF_TOKEN, with write access. "
+            "Nothing was sent."
         )
     try:
         call_again(api.whoami)
@@ -233,14 +243,14 @@ def read_text(api: "HfApi", target: Target, name: str, commit: str) -> str:
 
 
 def is_same(content: bytes, remote_hash: str | None) -> bool:
-    """Say whether a file is the one that the Hub names by its SHA-256 (64 digits) or by git's blob id (40)."""
+    """Say whether a file is the one that the Hub names by SHA-256 (64 digits) or git's blob id (40)."""
     if remote_hash is None or len(remote_hash) == 64:
         return hashlib.sha256(content).hexdigest() == remote_hash
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote_hash
 
 
 def merge_files(files: Mapping[str, bytes], remote: Remote) -> dict[str, bytes]:
-    """Return the files with the card as it will be on the Hub: what people wrote around the generated part is kept."""
+    """Return the files with the card as it will be on the Hub, keeping what people wrote around our part."""
     merged = dict(files)
     if remote.card is not None and "README.md" in files:
         merged["README.md"] = merge_card(files["README.md"].decode(), remote.card).encode()
@@ -337,25 +347,28 @@ def check_target(target: Target, remote: Remote, changes: Sequence[Change]) -> N
     if target.private is not None and remote.private not in (None, target.private):
         there, wanted = ("private", "public") if remote.private else ("public", "private")
         raise Refusal(
-            f"{target.repo_id} is {there}, and --{wanted} was asked for. Change it in the repository's settings on the Hub, "
+            f"{target.repo_id} is {there}, and --{wanted} was asked for. "
+            "Change it in the repository's settings on the Hub, "
             "or push without that option. Nothing was sent."
         )
     tagged = (remote.tags or {}).get(target.tag or "")
     if tagged and (tagged != remote.commit or differ(changes)):
         raise Refusal(
-            f"the tag {target.tag} is at commit {tagged[:12]} of {target.repo_id} already. Choose another. Nothing was sent."
+            f"the tag {target.tag} is at commit {tagged[:12]} of {target.repo_id} already. Choose another. "
+            "Nothing was sent."
         )
 
 
-# --------------------------------------------------------------------------------------------------------- writing it
+# ------------------------------------------------------------------------------------------------- writing it
 
 
 def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -> Outcome:
-    """Bring the repository to hold exactly these files beside what others put into it: in one commit, or not at all.
+    """Bring the repository to hold exactly these files beside those of others: in one commit, or not at all.
 
-    The commit names the head that it was planned on; where the head has moved, the plan is made anew. Where the outcome
-    of a commit is unknown, the head is read again before anything is sent again. The remote files' hashes are compared
-    with the local ones before the tag is set. The same files a second time change nothing.
+    The commit names the head that it was planned on; where the head has moved, the plan is made anew. Where
+    the outcome of a commit is unknown, the head is read again before anything is sent again. The remote
+    files' hashes are compared with the local ones before the tag is set. The same files a second time change
+    nothing.
 
     Raises:
         HubFailure: what failed, what state the repository is in, and what to do.
@@ -410,7 +423,10 @@ def push(api: "HfApi", files: Mapping[str, bytes], target: Target, title: str) -
         raise HubFailure(f"{target.repo_id}: {explain_failure(failure, target)} {state}") from None
     assert error is not None
     if find_status(error) == HEAD_MOVED:
-        message = f"others committed to it in between, {TRIES} times. Run the same command again when they are done."
+        message = (
+            f"others committed to it in between, {TRIES} times. "
+            "Run the same command again when they are done."
+        )
     else:
         message = explain_failure(error, target)
     raise HubFailure(f"{target.repo_id}: {message} {AS_BEFORE}") from None
@@ -434,7 +450,7 @@ def create_place(api: "HfApi", target: Target, remote: Remote) -> None:
 
 
 def send_commit(api: "HfApi", plan: Plan, target: Target, title: str, mark: str) -> str:
-    """Send one commit; return its id. It is sent once: whoever calls this finds out what became of a failed one."""
+    """Send one commit, once; return its id. Whoever calls this finds out what became of a failed one."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     removed = [change.name for change in plan.changes if change.state == "removed"]
@@ -455,7 +471,7 @@ def send_commit(api: "HfApi", plan: Plan, target: Target, title: str, mark: str)
 
 
 def find_commit(api: "HfApi", target: Target, mark: str, files: Mapping[str, bytes]) -> str | None:
-    """Return the commit of this push if it landed: by its mark on the branch, or by its files in an open pull request."""
+    """Return this push's commit if it landed: by its mark on the branch, or an open pull request's files."""
     where = {"repo_id": target.repo_id, "repo_type": target.kind}
     if not target.pull_request:
         commits = call_again(lambda: api.list_repo_commits(**where, revision=target.revision))
@@ -488,7 +504,8 @@ def finish(api: "HfApi", plan: Plan, target: Target, commit: str, committed: boo
     wrong = differ(list_changes(plan.files, dataclasses.replace(remote, own=left)))
     if wrong:
         raise HubFailure(
-            f"{target.repo_id}: commit {commit} is there, but these files are not what was sent: {', '.join(wrong)}. "
+            f"{target.repo_id}: commit {commit} is there, but these files are not what was sent: "
+            f"{', '.join(wrong)}. "
             "It was not tagged. Run the same command again, which sends them anew."
         )
     if target.tag and not target.pull_request:
@@ -514,6 +531,7 @@ def set_tag(api: "HfApi", target: Target, commit: str) -> None:
     at = {ref.name: ref.target_commit for ref in refs.tags}.get(target.tag)
     if at != commit:
         raise HubFailure(
-            f"{target.repo_id}: commit {commit} is there and complete, but another push has set the tag {target.tag} "
+            f"{target.repo_id}: commit {commit} is there and complete, "
+            f"but another push has set the tag {target.tag} "
             f"to {str(at)[:12]} in between. Choose another tag."
         )

@@ -20,7 +20,8 @@ from sft.storage import read_json_lines
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m publish.run",
-        description="Write RUN_DIR/publish: the model card and exactly the files of a push; with --push, commit them to the Hub. "
+        description="Write RUN_DIR/publish: the model card and exactly the files of a push; "
+        "with --push, commit them to the Hub. "
         "Exit status: 0 done, 2 bad input, 3 refused by a check, 4 the Hub failed.",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished and evaluated run, such as runs/tiny")
@@ -91,12 +92,16 @@ def main() -> None:
     else:
         name = repo_id or "OWNER/NAME"
         print(
-            f"Nothing has left this machine. Send it with: python -m publish.run {run.root} --push --repo_id {name}"
+            "Nothing has left this machine. "
+            f"Send it with: python -m publish.run {run.root} --push --repo_id {name}"
         )
 
 
 def describe_push(report: Mapping[str, Any]) -> str:
-    return f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: {report['url']}"
+    return (
+        f"{'committed' if report['committed'] else 'all of it was there already'}, and verified: "
+        f"{report['url']}"
+    )
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -27,9 +27,10 @@ def mask_listed(text: str, lexicon: Collection[str]) -> str:
 
 
 def choose_examples(results: Mapping[str, Any], lexicon: Collection[str]) -> list[tuple[str, str]]:
-    """Return texts with their rewrites, one for each of EXAMPLES; none where the evaluation had no stress cases.
+    """Return texts with their rewrites, one for each of EXAMPLES; none where no stress cases were evaluated.
 
-    They are shown as they are, since the widget and the code need real texts: so none with a listed word, unless all have.
+    They are shown as they are, since the widget and the code need real texts: so none with a listed word,
+    unless all have.
     """
     groups = [group for name in EXAMPLES for group in results["stress"] if group["group"] == name]
     cases = [[(clean_text(case["text"]), case["output"]) for case in group["cases"]] for group in groups]

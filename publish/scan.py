@@ -1,4 +1,4 @@
-"""What must not leave this machine: tokens, its paths, its user's name, and files that run code when they are loaded."""
+"""What must not leave this machine: tokens, its paths, its user's name, files that run code when loaded."""
 
 import contextlib
 import getpass
@@ -13,21 +13,23 @@ from sft.command import Refusal
 BEFORE = r"(?<![\w.-])"  # the start of a path: not within a Hub id or a URL
 SECRETS = {
     "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}\b",
-    "an API key": r"\b(?:sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[abpr]-[\w-]{10,})",
+    "an API key": r"\b(?:sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}"
+    r"|AIza[\w-]{35}|xox[abpr]-[\w-]{10,})",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a password in a URL": r"\b[a-z][a-z+]*://[^\s/:@]+:[^\s/:@]+@",
     "a home directory": rf"{BEFORE}(?:/home/|/Users/|[A-Z]:[/\\]+Users[/\\]+)[^\s/\\\"'<>|]+",
 }
 # Only folders that no sentence speaks of: "/she/it" and "/r/news" are no paths.
 ROOTS = (
-    "content|data|dbfs|etc|export|fsx|gpfs|kaggle|lustre|media|mnt|net|nfs|opt|private|proj|projects|root|scratch|shared|srv"
-    "|storage|tmp|usr|var|Volumes|work|workspace"
+    "content|data|dbfs|etc|export|fsx|gpfs|kaggle|lustre|media|mnt|net|nfs|opt|private|proj|projects|root"
+    "|scratch|shared|srv|storage|tmp|usr|var|Volumes|work|workspace"
 )
 PATHS = {
     "an absolute path": rf"(?:file:/+|{BEFORE}(?<!/)/)(?:{ROOTS})/[\w.@+-]+",
     "a path on a drive": r"(?<!\w)[A-Za-z]:(?:[/\\]+[\w.@+-]+){2}",
 }
-WHOLE_VALUE = r"(?m)^[ \t]*(?:- |\"?[\w.-]+\"?: )?[\"']?(?:/[\w.@+-]+){2,}/?[\"']?,?$"  # of JSON and YAML with a line a value
+# Of JSON and YAML with a line a value.
+WHOLE_VALUE = r"(?m)^[ \t]*(?:- |\"?[\w.-]+\"?: )?[\"']?(?:/[\w.@+-]+){2,}/?[\"']?,?$"
 VOCABULARIES = ("tokenizer.json", "vocab.json")  # a base's tokens, some of which are public paths
 NOBODY = ("root", "user", "ubuntu", "admin", "runner")  # words, and nobody's name
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")  # also torch's zip files
@@ -50,7 +52,8 @@ def find_private(files: Mapping[str, bytes], owner: str | None = None) -> list[s
     """Return a line for each finding in the files, by name; the finding itself is not repeated.
 
     Args:
-        files: name to content. Weights are scanned as far as their header, which is text; the rest are numbers.
+        files: name to content. Weights are scanned as far as their header, which is text; the rest are
+            numbers.
         owner: of the repository, whose name is public.
     """
     own = describe_machine(owner)

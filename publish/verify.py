@@ -103,7 +103,7 @@ def check_files(folder: Path) -> list[Check]:
 
 
 def check_card(folder: Path) -> list[Check]:
-    """Render the card again from results.json, recipe.yaml and card.json; compare all of its generated part."""
+    """Render the card again from results.json, recipe.yaml and card.json; compare all that is generated."""
     results, record = read_json(folder / RESULTS), read_json(folder / "card.json")
     facts = restore_facts(record, results, load_recipe(folder / "recipe.yaml").values())
     manifest, data = record["manifest"], results["data"]
@@ -137,7 +137,7 @@ def compare(what: str, said: str, found: str) -> Check:
 
 
 def check_metrics(metadata: Mapping[str, Any], results: Results) -> list[Check]:
-    """Compare each metric of the card's metadata with results.json, and look for each that should be there."""
+    """Compare each metric of the card's metadata with results.json, and look for each that must be there."""
     entries = [
         entry
         for model in metadata.get("model-index") or ()
@@ -210,7 +210,7 @@ def show_difference(one: str, other: str) -> tuple[str, str]:
 
 
 def rerun(name: str, folder: Path, source: str | None) -> list[Check]:
-    """Make the test split again from its source, rewrite it with the published adapter, and compare the scores.
+    """Make the test split again from its source, rewrite it with the published adapter, compare the scores.
 
     Raises:
         Refusal: the source's rows are no longer those that were evaluated.
@@ -310,7 +310,8 @@ def main() -> None:
         return
     print(f"{arguments.repo_id} at {folder.name[:12]}: its card's numbers hold.")
     print(
-        "Not made again: what card.json alone says (the training's record, samples, and how a merged model agrees)."
+        "Not made again: what card.json alone says (the training's record, samples, "
+        "and how a merged model agrees)."
     )
 
 

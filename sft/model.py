@@ -45,8 +45,8 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
     """Find a base model here or on the Hub, and pin it to a commit there.
 
     Raises:
-        RecipeError: it is neither, the Hub can't be reached and the cache does not have it, or it brings code of its
-            own or pickled weights alone.
+        RecipeError: it is neither, the Hub can't be reached and the cache does not have it, or it brings code
+            of its own or pickled weights alone.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -81,7 +81,10 @@ def refuse_code(name: str, folder: Path) -> None:
             message = (
                 f"{name}: its {file} has auto_map, which names code of its own, and such code is never run."
             )
-            hint = "Expected an architecture that transformers has; then remove auto_map from a copy of the base."
+            hint = (
+                "Expected an architecture that transformers has; "
+                "then remove auto_map from a copy of the base."
+            )
             raise RecipeError(f"{message} {hint}", "model_name_or_path")
 
 
@@ -97,7 +100,7 @@ def refuse_pickles(name: str, files: Collection[str]) -> None:
 
 
 def list_hub_files(name: str, snapshot: Path) -> set[str]:
-    """Return the names of a Hub base's files; of those in the cache alone where they hold weights, or offline."""
+    """Return a Hub base's file names; of those in the cache alone where they hold weights, or offline."""
     from huggingface_hub import HfApi
 
     files = {path.name for path in snapshot.iterdir()}
