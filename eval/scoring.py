@@ -34,7 +34,7 @@ from sft.prompt import TEMPLATE
 from sft.schema import EvalConfig
 
 if TYPE_CHECKING:
-    from eval.generate import Adapter
+    from eval.adapter import Adapter
 
 SLICED = ("bleu", "toxicity", "joint", "listed")  # metrics that each slice has
 SHORT, LONG = 8, 15  # words: shorter than the one, as long as the other

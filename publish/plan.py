@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.adapter import find_config_fault
-from eval.recheck import Evaluation, read_evaluation
+from eval.recheck import read_evaluation
 from eval.results import RESULTS
+from eval.scoring import Evaluation
 from publish.card import CardFacts, describe_record, render_card
 from publish.licence import write_license
 from publish.samples import choose_examples, mask_samples, write_samples

@@ -10,9 +10,9 @@ from typing import Any
 from eval.report import print_report
 from eval.results import RESULTS, Results
 from publish.plan import describe_files, print_plan, write_publish_folder
-from publish.push import TRIES, HubFailure, Target, connect, plan_push, push
+from publish.push import TRIES, Target, connect, plan_push, push
 from sft.command import InputError, run_command
-from sft.hub import first_line
+from sft.hub import HubFailure, first_line
 from sft.run_dir import open_run
 from sft.storage import read_json_lines
 
