@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-TEACHER = --data.targets null --data.swaps 1.5 --data.inserts 1.2 --num_train_epochs 2
+TEACHER = --data.targets null --data.swaps 1.5 --data.inserts 1.2
 
 .PHONY: demo targets test test-fast check clean
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.results import RESULTS, read_results
 from eval.rows import read_splits
 from sft.command import InputError, Refusal, RunError, count, parse_count, run_command
 from sft.data import Example
 from sft.prompt import TEMPLATE
 from sft.run_dir import Run, open_run
 from sft.splits import Links
-from sft.storage import name_path, read_json
+from sft.storage import name_path
 from sft.targets import holds_targets, is_line, write_targets
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
     """
     splits = {split: part["sha256"] for split, part in run.manifest["splits"].items()}
     if not Path(name).is_dir():
-        told = read_json(adapter.folder / "results.json")["data"].get("splits")
+        told = read_results(adapter.folder / RESULTS).data.splits
         return "nothing held out" if told == splits else "unknown"
     teacher = open_run(name)
     manifest = teacher.manifest
