@@ -38,7 +38,7 @@ PREFIX_CACHING = (
     "opt",
     "phi",
     "qwen2",
-)  # tested with it (tests/test_eval.py)
+)  # tested with it (tests/eval/test_eval.py)
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from publish.card import BEGIN, END, split_card
-from publish.plan import describe_files
-from publish.push import (
-    Remote,
-    Target,
-    call_again,
-    check_online,
-    connect,
-    explain_failure,
-    list_errors,
-    plan_push,
-    push,
-)
+from publish.folder import describe_files
+from publish.hub import Remote, Target, call_again, check_online, connect, explain_failure, list_errors
+from publish.push import plan_push, push
 from publish.run import check_repo_id, describe_push
 from publish.scan import refuse_private
 from sft.command import InputError, Refusal, parse_count, run_command

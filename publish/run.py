@@ -9,8 +9,9 @@ from typing import Any
 
 from eval.report import print_report
 from eval.results import RESULTS, Results
-from publish.plan import describe_files, print_plan, write_publish_folder
-from publish.push import TRIES, Target, connect, plan_push, push
+from publish.folder import describe_files, print_plan, write_publish_folder
+from publish.hub import TRIES, Target, connect
+from publish.push import plan_push, push
 from sft.command import InputError, run_command
 from sft.hub import HubFailure, first_line
 from sft.run_dir import open_run

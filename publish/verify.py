@@ -14,7 +14,7 @@ from typing import Any
 from eval.adapter import find_foreign_config, find_foreign_settings
 from eval.results import RESULTS, SCHEMA, OtherSchema, Results, read_results
 from publish.card import BEGIN, END, list_metrics, render_card, restore_facts, split_card
-from publish.push import Target, call_again, check_online, connect, explain_failure, list_errors
+from publish.hub import Target, call_again, check_online, connect, explain_failure, list_errors
 from sft.command import InputError, Refusal, run_command
 from sft.hub import HubFailure, explain_errors, first_line, is_passing
 from sft.recipe import load_recipe

@@ -23,7 +23,7 @@ TINY = PROJECT / "recipes" / "tiny.yaml"
 
 FAULTS_SEEN: list[
     tuple[str, ...]
-] = []  # of tests/test_push.py: call, fault, state of the repository, message
+] = []  # of tests/publish/test_push.py: call, fault, state of the repository, message
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -16,10 +16,10 @@ from eval.adapter import find_adapter
 from eval.generate import load_rewriter
 from eval.results import SCHEMA
 from publish.card import list_metrics
-from publish.plan import write_publish_folder
-from publish.push import HubFailure
+from publish.folder import write_publish_folder
 from publish.verify import check_files, download, main
 from sft.command import InputError
+from sft.hub import HubFailure
 from sft.run_dir import Run
 
 REPO = "me/adapter"

@@ -17,10 +17,13 @@ from conftest import FAULTS_SEEN, run_python
 from hub_double import TOKEN, Fault, HubDouble, Repo
 from huggingface_hub import HfApi
 
+import publish.hub
 import publish.push as module
 from publish.card import BEGIN, END, merge_card
-from publish.push import HubFailure, Target, push
+from publish.hub import Target
+from publish.push import push
 from sft.command import Refusal
+from sft.hub import HubFailure
 from sft.storage import PROJECT
 
 CARD = f"---\nlicense: mit\nlibrary_name: peft\n---\n\n{BEGIN}\n\n# Adapter\n\n{END}\n"
@@ -42,11 +45,11 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 1000))
-    monkeypatch.setattr(module, "TIMEOUT", 1.0)
+    monkeypatch.setattr(publish.hub, "TIMEOUT", 1.0)
 
 
 def connect(hub: HubDouble) -> HfApi:
-    return module.connect(hub.url, TOKEN)
+    return publish.hub.connect(hub.url, TOKEN)
 
 
 def find(hub: HubDouble) -> Repo:
@@ -404,9 +407,9 @@ def test_ten_publishers_at_once(hub: HubDouble) -> None:
 def test_no_token_and_no_hub(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(HubFailure, match=r"there is no token\. Log in with `hf auth login`"):
-        push(module.connect(hub.url), FILES, Target(REPO), "title")
+        push(publish.hub.connect(hub.url), FILES, Target(REPO), "title")
     with pytest.raises(HubFailure, match=r"the connection to the Hub failed"):
-        push(module.connect("http://127.0.0.1:9", TOKEN), FILES, Target(REPO), "title")
+        push(publish.hub.connect("http://127.0.0.1:9", TOKEN), FILES, Target(REPO), "title")
 
 
 def test_command_plans_pushes_and_reports(mini_run: Path, hub: HubDouble, tmp_path: Path) -> None:

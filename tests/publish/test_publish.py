@@ -29,8 +29,8 @@ from publish.card import (
     restore_facts,
     split_card,
 )
+from publish.folder import read_facts, write_publish_folder
 from publish.licence import BLOOM_LICENSE, write_license
-from publish.plan import read_facts, write_publish_folder
 from publish.samples import choose_examples, mask_samples, write_samples
 from publish.verify import check_card
 from sft.command import Refusal, RunError
@@ -41,7 +41,7 @@ from sft.storage import PROJECT, hash_file, read_json, read_json_lines, write_js
 
 EVIL = 'a | b <img src=x onerror="alert(1)"> `c` [d](http://e.org) $f$ **g**\n# h'
 LINES = [{"id": str(n), "toxic": EVIL, "prediction": EVIL, "references": [EVIL]} for n in range(7)]
-GOLDEN = Path(__file__).parent / "golden" / "card.md"
+GOLDEN = PROJECT / "tests" / "golden" / "card.md"
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ def golden_facts() -> CardFacts:
 
 
 def test_card_is_the_golden_one() -> None:
-    """After a wanted change: python tests/test_publish.py writes the golden file anew; read its diff."""
+    """After a wanted change: PYTHONPATH=tests python tests/publish/test_publish.py writes the golden file anew; read its diff."""
     assert render_card(golden_facts()) == GOLDEN.read_text(encoding="utf-8")
 
 

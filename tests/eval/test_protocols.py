@@ -18,7 +18,7 @@ from eval.protocols import LABSE, PARTS, PROTOCOLS, XCOMET, Classifier
 from eval.recheck import read_evaluation
 from eval.results import write_value
 from eval.tables import tabulate_protocol
-from publish.plan import write_publish_folder
+from publish.folder import write_publish_folder
 from sft import recipe
 from sft.command import Refusal
 from sft.data import Example
