@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from publish.card import tells_of_merged
+from publish.licence import LICENSED
+from publish.merge import MERGED
 from sft.hub import HubFailure, find_status, find_transport_error, first_line, is_passing
 
 if TYPE_CHECKING:
