@@ -17,6 +17,7 @@ from eval.results import RESULTS, read_results
 from eval.rows import read_splits
 from sft.command import InputError, Refusal, RunError, count, parse_count, run_command
 from sft.data import Example
+from sft.lexicon import find_listed
 from sft.prompt import TEMPLATE
 from sft.run_dir import Run, open_run
 from sft.splits import Links
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from eval.toxicity import ToxicityModel
 
 BEAMS = 8
-HARMLESS = 0.2  # weight of the log of (1 - toxicity), beside a mean log-likelihood of which one nat is a lot
-RULE = f"mean log-likelihood + {HARMLESS} log(1 - toxicity)"
+# Chosen on ParaDetox's validation split (tests/benchmarks/RESULTS.md). One nat a token is a lot: a teacher's
+# second choice is mostly 0.05 to 0.2 below its first.
+HARMLESS = 0.2  # weight of the log of (1 - toxicity)
+LISTED = 0.5  # nats, for each word of the word list
+RULE = f"mean log-likelihood of a token + {HARMLESS} log(1 - toxicity) - {LISTED} a listed word"
 LEAST = 1e-3  # of 1 - toxicity, so that its logarithm is finite
 
 
@@ -40,9 +44,11 @@ class Candidate:
     text: str
     likelihood: float  # by the teacher: mean of the tokens and the end, in nats
     toxicity: float  # 0 to 1, by the classifier fitted on the run's training split
+    listed: int  # words of the list fitted on it
 
     def score(self) -> float:
-        return self.likelihood + HARMLESS * math.log(max(LEAST, 1 - self.toxicity))
+        harmless = math.log(max(LEAST, 1 - self.toxicity))
+        return self.likelihood + HARMLESS * harmless - LISTED * self.listed
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -182,13 +188,15 @@ def choose_targets(
 ) -> list[dict[str, Any]]:
     """Return a line of the targets file for each example that has a rewrite to learn."""
     flat = [text for texts in offered for text in texts]
-    values = iter(zip(flat, likelihoods, model.predict(flat), strict=True))
+    listed = [len(find_listed(text, model.lexicon)) for text in flat]
+    values = iter(zip(flat, likelihoods, model.predict(flat), listed, strict=True))
     rows = []
     for example, texts in zip(examples, offered, strict=True):
         candidates = [Candidate(*next(values)) for _ in texts]
         if candidates:
             best = max(candidates, key=Candidate.score)  # the first of equals
-            scores = {"likelihood": best.likelihood, "toxicity": round(best.toxicity, 4)}
+            toxicity = round(best.toxicity, 4)
+            scores = {"likelihood": best.likelihood, "toxicity": toxicity, "listed": best.listed}
             by = "people" if best.text in example.references else "teacher"
             rows.append({"id": example.id, "target": best.text, "by": by, "scores": scores})
     return rows

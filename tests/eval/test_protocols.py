@@ -19,8 +19,8 @@ from eval.recheck import read_evaluation
 from eval.results import write_value
 from eval.tables import tabulate_protocol
 from publish.folder import write_publish_folder
-from sft import recipe
-from sft.command import Refusal
+from sft import schema
+from sft.command import InputError, Refusal
 from sft.data import Example
 from sft.run_dir import Run
 from sft.storage import read_json, read_json_lines, write_json, write_json_lines
@@ -109,7 +109,7 @@ def load(folders: dict[str, Path], name: str) -> dict[str, Any]:
 
 
 def test_names_are_those_of_the_recipe() -> None:
-    assert tuple(PROTOCOLS) == recipe.PROTOCOLS
+    assert tuple(PROTOCOLS) == schema.PROTOCOLS
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_labels_that_are_not_known_are_refused(labels: tuple[str, str], tmp_path
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     message = f"{folder}: found the labels {', '.join(labels)}. Expected one of neutral, .*, or LABEL_0. Pin a commit"
-    with pytest.raises(recipe.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         Classifier(str(folder), {str(folder): None}, protocols.NEUTRAL, 0, str(folder))  # type: ignore[dict-item]
 
 
@@ -382,7 +382,7 @@ def test_all_protocols_from_the_hub(
     done = run_python("-m", "publish.run", asked, env=env | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     card = (asked / "publish" / "README.md").read_text()
-    assert all(f"### {name}\n" in card for name in PROTOCOLS)
+    assert all(f"Protocol {name}" in card for name in PROTOCOLS)
 
 
 def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(
@@ -414,5 +414,5 @@ def test_broken_recipes(words: list[str], message: str) -> None:
 
 
 def test_a_pin_that_no_protocol_uses() -> None:
-    with pytest.raises(recipe.InputError, match=r"eval\.pins: no protocol asked for uses a/b"):
+    with pytest.raises(InputError, match=r"eval\.pins: no protocol asked for uses a/b"):
         protocols.resolve_models(["pan-2024"], ["a/b@123"])
