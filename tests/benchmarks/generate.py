@@ -138,9 +138,8 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
             adapter = dataclasses.replace(adapter, quantization=adapter.quantization | bits)
         rewriter = load_rewriter(adapter)
         rewriter.model.generation_config.cache_implementation = "static" if arguments.static_cache else None
-        if arguments.forced_end:
-            rewriter.processors.append(ForcedEnd(rewriter.tokenizer))
-        counts = count_tokens(rewriter.model, rewriter.tokenizer.eos_token_id)
+        processors = [ForcedEnd(rewriter.tokenizer)] if arguments.forced_end else []
+        counts = count_tokens(rewriter.model, rewriter.tokenizer.eos_token_id, processors)
         begin = time.perf_counter()
         rewriter.rewrite(texts)
         tokens = sum(counts)
@@ -152,16 +151,19 @@ def time_generation(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def count_tokens(model: Any, end: int) -> list[int]:
-    """Return a list that gets, from each `generate` of this model, the number of tokens of its answers, with their ends."""
+def count_tokens(model: Any, end: int, processors: list[Any]) -> list[int]:
+    """Return a list that gets, from each `generate` of this model, the number of tokens of its answers and ends.
+
+    These logits processors take part in it.
+    """
     counts: list[int] = []
     generate = model.generate
 
     def counted(**options: Any) -> Any:
-        output = generate(**options)
-        if options.get("return_dict_in_generate"):  # it fills a cache
-            return output
-        answers = output[:, options["input_ids"].shape[1] :]
+        if options["max_new_tokens"] == 1:  # it fills a cache
+            return generate(**options)
+        output = generate(**options, logits_processor=processors)
+        answers = output.sequences[:, options["input_ids"].shape[1] :]
         ended = (answers == end).cumsum(1)
         counts.append(int((ended - (answers == end).long() == 0).sum()))  # up to the first end
         return output
