@@ -136,7 +136,7 @@ def compare(what: str, said: str, found: str) -> Check:
     return Check(what, said, found, said == found)
 
 
-def check_metrics(metadata: Mapping[str, Any], results: Results) -> list[Check]:
+def check_metrics(metadata: Mapping[str, Any], results: Mapping[str, Any]) -> list[Check]:
     """Compare each metric of the card's metadata with results.json, and look for each that must be there."""
     entries = [
         entry
@@ -148,7 +148,7 @@ def check_metrics(metadata: Mapping[str, Any], results: Results) -> list[Check]:
     for entry in entries:
         told.setdefault(entry["name"], []).append((entry["value"], entry["args"]["signature"]))
     expected = {
-        name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results.to_json())
+        name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results)
     }
     checks = []
     for name in expected | told:

@@ -120,7 +120,7 @@ CONFIG = "SHA-256 of adapter_config.json"
         (edit_card(r"library_name: peft", "library_name: peft\nbase_model: me/other"), ["base_model in the card's metadata"]),
         (edit_card(r"license: apache-2.0", "license: mit"), ["license in the card's metadata"]),
         (edit_card(r"(?s)widget:.*?\nmodel-index", "widget: []\nmodel-index"), ["widget in the card's metadata"]),
-        (edit_card(r"dataset:\n +type: \S+", "dataset:\n      type: x"), ["model-index in the card's metadata"]),
+        (edit_card(r"(dataset:\n +name: .*\n) +type: \S+", r"\1      type: x"), ["model-index in the card's metadata"]),
         (edit_record("manifest", "source", value="x"), ["data of card.json", "the card: - data"]),
         (edit_results("generation", "num_beams", value=65), ["settings that can be used", "the card: output", "the card: The"]),
         (edit_config(target_modules="(.*)*x"), [CONFIG, "settings that can be used"]),
