@@ -104,11 +104,14 @@ def find_machine_conflicts(recipe: Recipe, machine: Machine) -> Iterator[RecipeE
 
 
 def find_tracker_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
+    report_to = recipe.trl["report_to"] or []
+    names = [report_to] if isinstance(report_to, str) else report_to
+    if set(names) <= {"none"}:  # the integrations take seconds to import
+        return
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    report_to = recipe.trl["report_to"] or []
-    for name in [report_to] if isinstance(report_to, str) else report_to:
+    for name in names:
         if name not in (*INTEGRATION_TO_CALLBACK, "none", "all"):
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             yield RecipeError(f"found {name!r}, expected none, all, or some of {known}.", "report_to")
