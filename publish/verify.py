@@ -147,9 +147,7 @@ def check_metrics(metadata: Mapping[str, Any], results: Mapping[str, Any]) -> li
     told: dict[str, list[tuple[Any, str]]] = {}
     for entry in entries:
         told.setdefault(entry["name"], []).append((entry["value"], entry["args"]["signature"]))
-    expected = {
-        name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results)
-    }
+    expected = {name: [(score["value"], score["signature"])] for _, name, score in list_metrics(results)}
     checks = []
     for name in expected | told:
         said, found = told.get(name, []), expected.get(name, [])

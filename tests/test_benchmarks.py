@@ -21,6 +21,7 @@ def find_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
 
 
+@pytest.mark.slow
 def test_training_side_by_side(mini_base: Path, small_data: Path, tmp_path: Path) -> None:
     words = [
         "--steps",
@@ -48,6 +49,7 @@ def test_training_side_by_side(mini_base: Path, small_data: Path, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "name"),
     [

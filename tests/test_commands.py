@@ -26,6 +26,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_quick(name: str) -> None:
     begin = time.monotonic()
@@ -39,6 +40,7 @@ def test_help_is_quick(name: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_json_is_one_object_for_other_programs(
     mini_arguments: list[str], mini_run: Path, tmp_path: Path
 ) -> None:
@@ -63,12 +65,14 @@ def test_json_is_one_object_for_other_programs(
     assert (done.returncode, json.loads(done.stdout)["status"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_help_of_training_names_every_key() -> None:
     help_text = run_python("sft/run.py", "--help").stdout
     for word in ("--overwrite", "--data.source", "--publish.repo_id", "learning_rate", "lora_target_modules"):
         assert word in help_text
 
 
+@pytest.mark.slow
 def test_export_prints_yaml() -> None:
     done = run_python("-m", "sft.recipe", "export", "recipes/bloom.yaml", "--lora_r", "4")
     assert done.returncode == 0

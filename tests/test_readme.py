@@ -28,6 +28,7 @@ LONGEST_README = 1_300  # words: what a newcomer finishes
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
+@pytest.mark.slow
 def test_quickstart_commands_run_and_the_model_learns(tmp_path: Path) -> None:
     """Trains the embedded model for a quarter of its steps: about a minute on two idle cores."""
     (block,) = [b for b in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "pip install" in b]
@@ -96,6 +97,7 @@ def test_links_lead_somewhere(name: str) -> None:
     assert not broken
 
 
+@pytest.mark.slow
 def test_file_tree_names_each_file() -> None:
     text = DOCUMENTS[".github/CONTRIBUTING.md"]
     tree = text.split("## Files")[1].split("## ")[0]

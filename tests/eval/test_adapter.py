@@ -195,6 +195,7 @@ def make_trap(folder: Path, base: Path, file: str, marker: Path) -> None:
     write_text(folder / "trap.py", f"open({str(marker)!r}, 'w').close()\nclass Trap: pass\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_of_a_local_base_is_refused(file: str, mini_run: Path, mini_base: Path, tmp_path: Path) -> None:
     make_trap(tmp_path / "trap", mini_base, file, tmp_path / "marker")
@@ -232,6 +233,7 @@ def publish_on(hub: HubDouble, run: Path, base: Path) -> None:
     hub.add_repo("model", "me/adapter", files)
 
 
+@pytest.mark.slow
 def test_code_of_a_base_on_the_hub_is_refused(
     hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +252,7 @@ def test_code_of_a_base_on_the_hub_is_refused(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 def test_a_base_with_pickled_weights_alone_is_refused(
     hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path
 ) -> None:

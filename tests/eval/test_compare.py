@@ -88,6 +88,7 @@ def test_other_rows_are_refused(mini_run: Path, tmp_path: Path, call_main: Main)
         compare_runs([Run(mini_run), run], 1)
 
 
+@pytest.mark.slow
 def test_command(mini_run: Path, better: Run, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     call_main("eval.compare", mini_run, better.root, "--rows", 1)
     output = capsys.readouterr().out

@@ -142,6 +142,7 @@ def test_interrupted_distillation_goes_on_and_gives_the_same_file(
     assert whole.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_gone_on_with_give_the_file_of_one(
     taught: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_streamed_run_has_no_sentences_to_rewrite(mini_run: Path, call_main: M
         call_main("eval.distil", run.root)
 
 
+@pytest.mark.slow
 def test_a_student_of_another_base_says_on_its_card_who_taught_it(
     taught: tuple[Path, Path], mini_arguments: list[str], call_main: Main, tmp_path: Path
 ) -> None:

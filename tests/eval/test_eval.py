@@ -156,6 +156,7 @@ def test_results_are_bound_to_adapter_base_and_data(mini_run: Path) -> None:
     assert "/tmp" not in json.dumps(results)
 
 
+@pytest.mark.slow
 def test_limit_and_split_do_not_replace_the_full_evaluation(own_run: Run, call_main: Main) -> None:
     before = (own_run.eval / "results.json").read_bytes()
     call_main("eval.run", own_run.root, "--limit", 2)
@@ -274,6 +275,7 @@ def test_unrewritten_sentences_that_the_run_has_seen_are_left_out(mini_run: Path
         choose_unrewritten(run, splits, tmp_path / "seen.txt")
 
 
+@pytest.mark.slow
 def test_unrewritten_sentences_are_scored_shown_and_published(
     own_run: Run, call_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -379,6 +381,7 @@ def test_changed_base_is_refused(own_run: Run) -> None:
         open_adapter(own_run)
 
 
+@pytest.mark.slow
 def test_unfinished_run_is_refused_with_the_command_that_mends_it(own_run: Run) -> None:
     shutil.rmtree(own_run.adapter)
     with pytest.raises(
@@ -524,6 +527,7 @@ def test_merged_model_on_the_cpu_is_the_trained_one(mini_run: Path) -> None:
     assert (reference - logits).abs().max() < 0.05 * reference.abs().max()
 
 
+@pytest.mark.slow
 def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: Run, call_main: Main) -> None:
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel
@@ -561,6 +565,7 @@ def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: Run, call_m
     assert same > 0.5 * len(whole), "the same model but for rounding"
 
 
+@pytest.mark.slow
 def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
     done = run_python(
         "-m",
@@ -576,6 +581,7 @@ def test_detoxify_gives_a_line_for_a_line(mini_run: Path) -> None:
     assert again.stdout.split("\n")[:2] == [lines[0], lines[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -599,6 +605,7 @@ def test_detoxify_with_something_else(arguments: list[str], message: str) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
+@pytest.mark.slow
 def test_detoxify_says_which_line_is_not_utf8(mini_run: Path) -> None:
     import subprocess
     import sys
@@ -611,6 +618,7 @@ def test_detoxify_says_which_line_is_not_utf8(mini_run: Path) -> None:
     assert b"error: standard input, line 2: not UTF-8. Convert it: iconv -f latin1 -t utf8.\n" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["0", "-1", "many"])
 def test_limit_must_be_a_number_above_0(limit: str) -> None:
     done = run_python("eval/run.py", "runs/tiny", f"--limit={limit}")
@@ -673,6 +681,7 @@ def test_pad_token_of_the_ordinary_vocabulary_does_not_reach_the_answer(
     assert rewriter.generate_batch([[5, 6], [7]]) == ["fine", "a longer answer!"]
 
 
+@pytest.mark.slow
 def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     own_run: Run, call_main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -720,6 +729,7 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same_files(
     assert not (own_run.eval / "unfinished").exists()
 
 
+@pytest.mark.slow
 def test_killed_evaluation_of_two_processes_goes_on_to_the_same_predictions(
     own_run: Run, call_main: Main
 ) -> None:

@@ -4,6 +4,8 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from eval.hf_metrics import Bleu, Chrf, Joint, Rouge
 from eval.metrics import compute_bleu, compute_chrf, compute_joint, compute_kept, compute_rouge
 from eval.toxicity import fit_toxicity
@@ -43,6 +45,7 @@ def add_half(process: int, folder: str, results: Any) -> None:
     results.put((process, metric.compute()))
 
 
+@pytest.mark.slow
 def test_two_processes_score_the_whole(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -87,11 +87,13 @@ def check_against_command_lines(examples: list[Example], folder: Path) -> None:
         assert scores[kind].sentences == pytest.approx(values, abs=6e-7)
 
 
+@pytest.mark.slow
 def test_equal_to_the_command_lines_on_the_embedded_corpus(tmp_path: Path) -> None:
     corpus = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv")))
     check_against_command_lines(corpus.examples[:1000], tmp_path)
 
 
+@pytest.mark.slow
 @needs_paradetox
 def test_equal_to_the_command_lines_on_real_paradetox(tmp_path: Path) -> None:
     check_against_command_lines(read_corpus(DataConfig(source=str(PARADETOX))).examples[:2000], tmp_path)
@@ -177,6 +179,7 @@ def test_rows_that_do_not_match(predictions: list[str], references: list[list[st
         compute_scores(predictions, references)
 
 
+@pytest.mark.slow
 def test_many_rows_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dealt out to processes, rows have the scores, statistics and signatures that they have together."""
     examples = read_corpus(DataConfig(source=str(PROJECT / "recipes" / "tiny-corpus.tsv"))).examples

@@ -299,6 +299,7 @@ def test_signatures_name_models_and_formulas() -> None:
     assert chrf in signatures["pan-2024"]["J"]
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_those_of_the_sentences_are_refused(mini_run: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(mini_run, run.root)
@@ -350,6 +351,7 @@ def asked(mini_run: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_all_protocols_from_the_hub(
     hub: HubDouble, folders: dict[str, Path], asked: Path, tmp_path: Path
 ) -> None:
@@ -385,6 +387,7 @@ def test_all_protocols_from_the_hub(
     assert all(f"Protocol {name}" in card for name in PROTOCOLS)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(
     hub: HubDouble, asked: Path, tmp_path: Path
 ) -> None:
@@ -394,6 +397,7 @@ def test_a_model_that_is_not_there_ends_it_before_anything_is_generated(
     assert not (asked / "eval").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -37,6 +37,7 @@ def corpus(tmp_path: Path) -> Path:
     return write_some(tmp_path / "corpus.tsv", len(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_scores_of_a_corpus_and_a_text_file(predictions: Path, corpus: Path) -> None:
     results = score_files(predictions, corpus, None)
     assert list(results.systems) == ["predictions", "copy", "human"]
@@ -232,6 +233,7 @@ def test_lines_without_a_prediction(tmp_path: Path) -> None:
         read_predictions(tmp_path / "p.jsonl")
 
 
+@pytest.mark.slow
 def test_command(
     predictions: Path, corpus: Path, call_main: Main, capsys: pytest.CaptureFixture[str]
 ) -> None:

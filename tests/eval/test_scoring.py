@@ -130,10 +130,12 @@ def check_costless_texts() -> None:
     assert joint["delete"] > max(joint["other"], joint["half of people's"])
 
 
+@pytest.mark.slow
 def test_texts_that_cost_nothing_never_win_the_joint_score() -> None:
     check_costless_texts()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["toxicity", "chrf_source", "length_ratio"])
 def test_a_joint_score_that_lacks_a_part_is_found_out(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if part == "toxicity":

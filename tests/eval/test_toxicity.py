@@ -34,6 +34,7 @@ def test_texts_without_words_are_not_toxic() -> None:
     assert model.predict(["", "?!", "what a stupid idiot"])[:2] == [0, 0]
 
 
+@pytest.mark.slow
 def test_same_sentences_same_classifier_and_its_name_says_which() -> None:
     one, again, other = (
         fit_toxicity(SPLITS["train"]),
@@ -46,6 +47,7 @@ def test_same_sentences_same_classifier_and_its_name_says_which() -> None:
     assert one.signature.startswith("toxicity|logistic:words(1-2)letters(2-4)|fitted on:")
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_mean_of_both_sides() -> None:
     model = fit_toxicity(SPLITS["train"])
     examples = SPLITS["test"]

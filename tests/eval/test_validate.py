@@ -35,6 +35,7 @@ def test_correlations_are_scipys() -> None:
     assert turned["sentence"][0] == pytest.approx(-found["sentence"][0])
 
 
+@pytest.mark.slow
 def test_a_table_is_printed(tmp_path: Path, call_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["you stupid idiot , go away", "what the fuck is this shit", "shut the hell up , moron"]
     outputs = {
@@ -54,6 +55,7 @@ def test_a_table_is_printed(tmp_path: Path, call_main: Main, capsys: pytest.Capt
     assert "joint" in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HUMAN.exists(), reason=f"{HUMAN} is not here (it is not in the repo)")
 def test_the_joint_score_ranks_as_people_do_and_copies_last() -> None:
     """On the outputs of 20 systems that people judged; fitted on the embedded corpus."""

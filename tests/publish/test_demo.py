@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -120,6 +119,7 @@ def test_metadata_of_a_space_holds_no_keys_of_a_stranger(mini_run: Path) -> None
         assert text.lstrip().startswith(BEGIN)
 
 
+@pytest.mark.slow
 def test_page_has_a_bounded_queue_and_takes_no_files(address: str) -> None:
     assert build_app(str, None, "x")._queue.max_size == MOST_WAITING
     body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
@@ -228,6 +228,7 @@ def read_note(driver: "webdriver.Chrome") -> str:
     return str(driver.execute_script("return (document.querySelector('#note') || {innerText: ''}).innerText"))
 
 
+@pytest.mark.slow
 def test_page_in_a_browser(open_page: object, mini_run: Path) -> None:
     """Typing and clicking, an empty and a very long input, and two users at once, each with their own answer."""
     assert callable(open_page)
@@ -260,6 +261,7 @@ def test_page_in_a_browser(open_page: object, mini_run: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_port_in_use_is_one_error(address: str, mini_run: Path) -> None:
     port = address.rpartition(":")[2]
     done = run_python("-m", "publish.demo", mini_run, "--port", port)
@@ -287,6 +289,7 @@ def published(hub: HubDouble, mini_run: Path, mini_base: Path, tmp_path: Path) -
     return env
 
 
+@pytest.mark.slow
 def test_space_is_committed_once_and_its_app_rewrites(
     hub: HubDouble, published: dict[str, str], tmp_path: Path
 ) -> None:
@@ -318,9 +321,10 @@ def test_space_is_committed_once_and_its_app_rewrites(
     expected = run_python("-m", "eval.detoxify", "me/adapter", "shut up now", env=published)
     # The product merges the adapter, the Space does not: a random model's greedy answers part at the first token
     # that is rounded the other way.
-    assert len(os.path.commonprefix([done.stdout, expected.stdout])) > 10, (done.stdout, expected.stdout)
+    assert done.stdout[:10] == expected.stdout[:10]
 
 
+@pytest.mark.slow
 def test_plan_and_push_of_a_space_as_json(hub: HubDouble, published: dict[str, str]) -> None:
     command = ("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--json")
     plan, pushed = (
@@ -337,6 +341,7 @@ def test_plan_and_push_of_a_space_as_json(hub: HubDouble, published: dict[str, s
     assert pushed["commit"] == hub.repos["space", "me/demo"].commit
 
 
+@pytest.mark.slow
 def test_a_private_adapter_needs_a_secret_and_no_public_space(
     hub: HubDouble, published: dict[str, str]
 ) -> None:
@@ -354,6 +359,7 @@ def test_a_private_adapter_needs_a_secret_and_no_public_space(
     assert run_python(*command, env=published).returncode == 3
 
 
+@pytest.mark.slow
 def test_what_is_private_is_not_put_into_a_space(hub: HubDouble, published: dict[str, str]) -> None:
     adapter = hub.repos["model", "me/adapter"]
     card = b"---\nlicense: /home/jane/licence\n---\n"
@@ -364,6 +370,7 @@ def test_what_is_private_is_not_put_into_a_space(hub: HubDouble, published: dict
     assert ("space", "me/demo") not in hub.repos
 
 
+@pytest.mark.slow
 def test_a_space_while_the_hub_fails(hub: HubDouble, published: dict[str, str]) -> None:
     hub.faults.append(Fault("GET /api/models/", "cut", times=999))
     done = run_python("-m", "publish.demo", "me/adapter", "--space", "me/demo", env=published)
@@ -372,6 +379,7 @@ def test_a_space_while_the_hub_fails(hub: HubDouble, published: dict[str, str]) 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_address_as_json(mini_run: Path) -> None:
     command = [sys.executable, "-m", "publish.demo", str(mini_run), "--port", "17861", "--json"]
     with subprocess.Popen(
@@ -387,6 +395,7 @@ def test_address_as_json(mini_run: Path) -> None:
         assert process.stdout.read() == "", "nothing but the object"
 
 
+@pytest.mark.slow
 def test_a_hub_that_asks_for_payment(hub: HubDouble, published: dict[str, str]) -> None:
     hub.paid_spaces = True
     done = run_python("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--push", env=published)
@@ -395,6 +404,7 @@ def test_a_hub_that_asks_for_payment(hub: HubDouble, published: dict[str, str]) 
     assert ("space", "me/demo") not in hub.repos
 
 
+@pytest.mark.slow
 def test_what_a_space_can_not_load_is_refused(
     hub: HubDouble, mini_run: Path, published: dict[str, str]
 ) -> None:
@@ -404,6 +414,7 @@ def test_what_a_space_can_not_load_is_refused(
     assert not [path for method, path in hub.requests if method == "POST"]
 
 
+@pytest.mark.slow
 def test_without_gradio_the_command_says_how_to_get_it(mini_run: Path) -> None:
     assert importlib.util.find_spec("gradio")
     code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_module('publish.demo', run_name='__main__')"

@@ -228,6 +228,7 @@ def test_a_prediction_changed_afterwards_is_refused(own_run: Run) -> None:
         write_publish_folder(own_run)
 
 
+@pytest.mark.slow
 def test_run_without_evaluation_is_refused(own_run: Run) -> None:
     shutil.rmtree(own_run.eval)
     done = run_python("-m", "publish.run", own_run.root)

@@ -412,6 +412,7 @@ def test_no_token_and_no_hub(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) ->
         push(publish.hub.connect("http://127.0.0.1:9", TOKEN), FILES, Target(REPO), "title")
 
 
+@pytest.mark.slow
 def test_command_plans_pushes_and_reports(mini_run: Path, hub: HubDouble, tmp_path: Path) -> None:
     shutil.copytree(mini_run, tmp_path / "run")
     command = ["-m", "publish.run", str(tmp_path / "run"), "--repo_id", REPO, "--json"]
@@ -444,6 +445,7 @@ def test_command_plans_pushes_and_reports(mini_run: Path, hub: HubDouble, tmp_pa
     assert "does not know the token" in str(report["error"])
 
 
+@pytest.mark.slow
 def test_killed_push_and_another(mini_run: Path, hub: HubDouble, tmp_path: Path) -> None:
     """Killed while the commit's answer is on its way: the commit is there, and the next push finds it."""
     shutil.copytree(mini_run, tmp_path / "run")

@@ -338,6 +338,7 @@ def test_trainers_packed_loss_does_not_hear_the_neighbour(
     )
 
 
+@pytest.mark.slow
 def test_loss_curves_of_fast_and_plain_paths_agree(
     mini_base: Path, small_data: Path, call_main: Main, tmp_path: Path
 ) -> None:

@@ -185,19 +185,25 @@ def test_a_cpu_without_bfloat16_computes_in_float32(
     )
 
 
+@pytest.mark.slow
 def test_check_of_the_tiny_recipe_is_quick_and_writes_nothing(tmp_path: Path) -> None:
-    seconds = []
-    while not seconds or (
-        min(seconds) >= 10 and len(seconds) < 3
-    ):  # again where the machine was busy with other work
+    """Ten seconds on an idle machine; on any, 2.5 times what its libraries take to import, the best of three."""
+    libraries = (
+        "import torch, datasets, peft, trl; from transformers import AutoModelForCausalLM, BloomForCausalLM"
+    )
+    ratios: list[float] = []
+    while not ratios or (min(ratios) >= 2.5 and len(ratios) < 3):  # again where the machine was busy
         begin = time.monotonic()
+        assert run_python("-c", libraries).returncode == 0
+        middle = time.monotonic()
         done = run_python("-m", "sft.check", "recipes/tiny.yaml", "--output_dir", tmp_path / "run")
-        seconds.append(time.monotonic() - begin)
+        ratios.append((time.monotonic() - middle) / (middle - begin))
         assert done.returncode == 0, done.stderr
-    assert min(seconds) < 10
+    assert min(ratios) < 2.5
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_faults_end_with_status_2_without_traceback(tmp_path: Path) -> None:
     done = run_python("sft/run.py", "recipes/tiny.yaml", "--lora_q", "3", "--output_dir", tmp_path / "run")
     assert (done.returncode, done.stdout) == (2, "")

@@ -336,6 +336,7 @@ def test_planted_leaks_are_found() -> None:
     assert find_leaks({"train": train, "validation": [], "test": make_examples("c")}) == []
 
 
+@pytest.mark.slow
 @needs_paradetox
 def test_real_paradetox_in_both_layouts() -> None:
     by_sentence = read_corpus(DataConfig(source=str(PARADETOX)))

@@ -39,6 +39,7 @@ def served(hub: HubDouble, mini_base: Path, small_data: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, str], tmp_path: Path) -> None:
     env = hub.environment(tmp_path / "cache")
     root = tmp_path / "bloom"
@@ -118,6 +119,7 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert "its card's numbers do not hold: BLEU on the card." in done.stderr
 
 
+@pytest.mark.slow
 def test_weights_that_were_not_evaluated_are_refused(
     hub: HubDouble, mini_run: Path, call_main: Main, tmp_path: Path
 ) -> None:
@@ -161,6 +163,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN)
 @pytest.mark.usefixtures("served")
 def test_what_the_hub_does_not_have(case: str, hub: HubDouble, tmp_path: Path) -> None:
@@ -173,6 +176,7 @@ def test_what_the_hub_does_not_have(case: str, hub: HubDouble, tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_no_network_and_no_cache(tmp_path: Path) -> None:
     env = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = run_python("-m", "sft.check", "recipes/bloom.yaml", env=env)
@@ -214,6 +218,7 @@ def ended_run(
     return root
 
 
+@pytest.mark.slow
 def test_code_of_a_card_and_of_its_merged_model(
     hub: HubDouble, ended_run: Path, mini_base: Path, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def inspect(mini_arguments: list[str], *words: str, auto_batch: bool = False) ->
     return inspect_recipe(mini_arguments[0], [*mini_arguments[1:], *words], auto_batch)
 
 
+@pytest.mark.slow
 def test_recipe_leaves_checkpointing_to_the_memory(
     mini_arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_changed_file_is_refused(corpus_file: Path, tokenizer: object) -> None:
         next(stream_training_rows(config, corpus, [], tokenizer, RowSettings(None, True, None, 0)))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_streamed_run_resumes_to_the_same_bytes(
     mini_arguments: list[str], call_main: Main, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_streamed_run_resumes_to_the_same_bytes(
         call_main("eval.run", whole, "--source", mini_arguments[mini_arguments.index("--data.source") + 1])
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_a_stream(mini_arguments: list[str], tmp_path: Path) -> None:
     root = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]

@@ -58,6 +58,7 @@ def test_training_lowers_the_loss(mini_run: Path) -> None:
     assert losses[2] < losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_training_in_float32_on_a_cpu_without_bfloat16(
     mini_arguments: list[str], mini_run: Path, call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -112,6 +113,7 @@ def test_adapter_is_4_bit_lora_on_all_linear_layers_and_names_no_path(
         assert any(weights.get_tensor(name).abs().sum() > 0 for name in names if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_same_recipe_and_seed_give_the_same_bytes(
     mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path
 ) -> None:
@@ -126,11 +128,13 @@ def test_same_recipe_and_seed_give_the_same_bytes(
     assert hash_file(Run(tmp_path / "other").adapter_weights) != hash_file(Run(mini_run).adapter_weights)
 
 
+@pytest.mark.slow
 def test_resolved_recipe_gives_the_same_run(mini_run: Path, call_main: Main, tmp_path: Path) -> None:
     call_main("sft.run", mini_run / "recipe.yaml", "--output_dir", tmp_path / "again")
     assert hash_file(Run(tmp_path / "again").adapter_weights) == hash_file(Run(mini_run).adapter_weights)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_bytes(
     mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path
 ) -> None:
@@ -193,6 +197,7 @@ def interrupt(
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"), [(2**40, 2**20), (2**20, 2**40)], ids=["less memory", "more memory"]
 )
@@ -220,6 +225,7 @@ def test_resumed_with_other_memory(
         assert hash_file(Run(tmp_path / "run").adapter_weights) == hash_file(Run(mini_run).adapter_weights)
 
 
+@pytest.mark.slow
 def test_emissions_count_on_after_an_interruption(
     interrupt: Callable[..., list[str]], call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +291,7 @@ def test_codecarbon_estimates_for_a_grid_without_network(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_resumed_with_another_largest_batch(
     interrupt: Callable[..., list[str]], call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +407,7 @@ def test_file_in_place_of_the_run(mini_arguments: list[str], call_main: Main, tm
         call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_launchers_one_thread_becomes_all_cores(tmp_path: Path) -> None:
     """accelerate launch gives a single process OMP_NUM_THREADS=1."""
     script = tmp_path / "threads.py"
@@ -414,6 +422,7 @@ def test_launchers_one_thread_becomes_all_cores(tmp_path: Path) -> None:
     )  # a user's own word stands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -456,6 +465,7 @@ def test_accelerate_files_are_ones_that_accelerate_reads(name: str) -> None:
     assert load_config_from_file(str(PROJECT / "recipes" / "accelerate" / f"{name}.yaml")).num_processes == 2
 
 
+@pytest.mark.slow
 @needs_paradetox
 def test_real_paradetox_lowers_the_validation_loss_by_a_third(call_main: Main, tmp_path: Path) -> None:
     root = tmp_path / "run"
