@@ -146,7 +146,7 @@ class Run:
         return max(found)[1] if found else None
 
     def clear(self) -> None:
-        """Remove what a run writes, and nothing else that may lie in the folder."""
+        """Remove what a run writes, and nothing else; targets that it taught stay: a student may need them."""
         # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be
         # repeated.
         for name in (
@@ -159,6 +159,7 @@ class Run:
             "plots",
             "publish",
             ".publish",
+            ".merged",
         ):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for path in (self.environment_path, self.log_path, self.recipe_path):

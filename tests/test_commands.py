@@ -10,6 +10,7 @@ from conftest import run_python
 from sft.storage import hash_file
 
 COMMANDS = {
+    "distil": ["eval/distil.py"],
     "train": ["sft/run.py"],
     "check": ["-m", "sft.check"],
     "recipe": ["-m", "sft.recipe"],

@@ -15,7 +15,8 @@ def main() -> None:
     )
     parser.add_argument("--data", default="recipes/tiny-corpus.tsv", help="data.source")
     parser.add_argument(
-        "--run", help="a finished run to generate with; else one of recipes/tiny.yaml is trained"
+        "--run",
+        help="a finished run to generate with; else one of recipes/tiny.yaml, on people's rewrites, is trained",
     )
     parser.add_argument("--out", type=Path, default=sides.FIGURES)
     arguments = parser.parse_args()

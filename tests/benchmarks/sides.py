@@ -36,7 +36,7 @@ def make_base(shape: str, layers: int | None, folder: Path) -> str:
     import torch
     from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
-    from sft.preflight import quiet_libraries
+    from sft.command import quiet_libraries
 
     quiet_libraries()
     width, depth, heads = SIZES[shape]

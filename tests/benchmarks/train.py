@@ -114,7 +114,7 @@ def write_job(arguments: argparse.Namespace, words: list[str], work: Path) -> di
     if preflight.precision_note:
         words = [*words, "--bf16", "false", "--dtype", "float32"]  # for every side, the plain ones too
     train = preflight.tokens["train"]
-    made = make_training_examples(preflight.splits, preflight.recipe.data)
+    made = make_training_examples(preflight.splits, preflight.recipe.data, preflight.targets)
     pairs = [
         (e.toxic, reference) for examples in made.values() for e in examples for reference in e.references
     ]

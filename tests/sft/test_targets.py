@@ -276,9 +276,6 @@ def test_a_run_that_goes_on_needs_the_same_targets(
     path.write_bytes(taught[1].read_bytes())
     words = [*mini_arguments, "--data.targets", str(path), "--output_dir", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "sft.run.save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
-        )
         patch.setattr("sft.model.save_adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             call_main("sft.run", *words)
