@@ -146,7 +146,7 @@ class Run:
         return max(found)[1] if found else None
 
     def clear(self) -> None:
-        """Remove what a run writes, and nothing else; targets that it taught stay: a student may need them."""
+        """Remove what a run writes and nothing else; targets that it taught stay, for its students."""
         # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be
         # repeated.
         for name in (
