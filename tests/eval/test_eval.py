@@ -559,10 +559,15 @@ def test_recipe_keeps_the_adapter_beside_its_quantised_base(own_run: Run, call_m
     assert load_rewriter(unquantised).rewrite(TEXTS) == merged.rewrite(TEXTS)
     call_main("eval.run", own_run.root)
     assert read_json(own_run.eval / "results.json")["generation"]["merge_adapter"] is False
-    beside = read_json_lines(own_run.eval / "predictions.jsonl")
-    same = sum(one["prediction"] == other["prediction"] for one, other in zip(whole, beside, strict=True))
-    # Greedy answers of a random model part for good at the first token that is rounded the other way.
-    assert same > 0.5 * len(whole), "the same model but for rounding"
+    # In float32: greedy answers of a random model part for good at the first token that is rounded the other way.
+    exact = dataclasses.replace(adapter, quantization=adapter.quantization | {"dtype": "float32"})
+    settings = [dataclasses.replace(adapter.settings, merge_adapter=merge) for merge in (True, False)]
+    texts = [line["toxic"] for line in whole]
+    joined, beside = (
+        load_rewriter(dataclasses.replace(exact, settings=it)).rewrite(texts) for it in settings
+    )
+    same = sum(one == other for one, other in zip(joined, beside, strict=True))
+    assert same > 0.8 * len(whole), "the same model but for rounding"
 
 
 @pytest.mark.slow
