@@ -4,7 +4,6 @@ What a student then learns with `data.targets`: sequence-level knowledge distill
 """
 
 import argparse
-import hashlib
 import json
 import math
 import shutil
@@ -94,7 +93,7 @@ def main() -> None:
         )
 
     from eval.adapter import find_adapter
-    from eval.generate import load_rewriter
+    from eval.generate import load_rewriter, name_journal
     from eval.toxicity import fit_toxicity
     from sft.machine import join_processes
 
@@ -102,15 +101,7 @@ def main() -> None:
     seen = check_teacher(arguments.teacher, adapter, run)
     state = join_processes()
     journal = output.with_name(f".{output.name}.unfinished")
-    asked: list[Any] = [
-        adapter.describe(),
-        adapter.base.describe(),
-        adapter.quantization,
-        adapter.settings.describe(),
-        TEMPLATE,
-    ]
-    asked += [arguments.num_beams, [[example.toxic, *example.references] for example in examples]]
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    name = name_journal(adapter, True, arguments.num_beams, run.split_hashes["train"])
     rewriter = load_rewriter(adapter)
     texts = [example.toxic for example in examples]
     beams = rewriter.propose(texts, arguments.num_beams, "rewriting", journal / f"{name}-beams")
@@ -149,10 +140,9 @@ def check_teacher(name: str, adapter: "Adapter", run: Run) -> str:
     Raises:
         Refusal: it was trained on some of them, or on sentences near to them.
     """
-    splits = {split: part["sha256"] for split, part in run.manifest["splits"].items()}
     if not Path(name).is_dir():
         told = read_results(adapter.folder / RESULTS).data.splits
-        return "nothing held out" if told == splits else "unknown"
+        return "nothing held out" if told == run.split_hashes else "unknown"
     teacher = open_run(name)
     manifest = teacher.manifest
     if manifest["streaming"]:
@@ -221,7 +211,7 @@ def describe_targets(
         "teacher": teacher,
         "rule": f"{RULE}, of {beams} beams and people's; {model.signature}",
         "source": {key: manifest[key] for key in ("source", "revision", "sha256")},
-        "splits": {split: part["sha256"] for split, part in manifest["splits"].items()},
+        "splits": run.split_hashes,
         "prompt": TEMPLATE,
     }
 

@@ -30,15 +30,8 @@ if TYPE_CHECKING:
     from transformers.generation.utils import GenerateOutput
 
 LOGITS = 2**26  # at once, where likelihoods are measured: 256 MB
-PREFIX_CACHING = (
-    "bloom",
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "opt",
-    "phi",
-    "qwen2",
-)  # tested with it (tests/eval/test_eval.py)
+# Architectures that are tested with it (tests/eval/test_eval.py).
+PREFIX_CACHING = ("bloom", "gpt2", "gpt_neox", "llama", "opt", "phi", "qwen2")
 
 
 @dataclass(frozen=True)
@@ -71,9 +64,8 @@ class Rewriter:
                 has done is not done again.
         """
         solved = self.tokenise_shots(shots)
-        size = max(
-            1, self.settings.batch_size // (1 + len(shots))
-        )  # prompts are about that many times as long
+        # With shots, prompts are about that many times as long.
+        size = max(1, self.settings.batch_size // (1 + len(shots)))
         prompts = {index: solved + ids for index, ids in self.tokenise_prompts(texts).items()}
         work = partial(
             self.generate_batch, prefix=self.cache_prefix(prompts.values(), solved) if prompts else None
@@ -290,9 +282,8 @@ def share_batches(
 def read_journal(folder: Path | None) -> dict[int, Any]:
     """Return the answers that calls with the same journal have kept, by the place of their text."""
     done: dict[int, Any] = {}
-    for path in (
-        sorted(folder.glob("[0-9]*.jsonl")) if folder else ()
-    ):  # not what another process is about to write
+    # The pattern leaves out what another process is about to write.
+    for path in sorted(folder.glob("[0-9]*.jsonl")) if folder else ():
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):  # a line that was cut off by a kill is of a batch that is done again
                 done |= {int(index): answer for index, answer in json.loads(line).items()}
@@ -342,24 +333,21 @@ def rewrite_texts(
     """
     rewriter = load_rewriter(adapter, tuned)
     label = "generating" if tuned else "few-shot base" if shots else "untuned base"
-    files = adapter.describe() if tuned else None
     solved = [(shot.toxic, shot.references[0]) for shot in shots]
-    asked = [
-        files,
-        adapter.base.weights,
-        adapter.quantization,
-        rewriter.settings.describe(),
-        TEMPLATE,
-        solved,
-        list(texts),
-    ]
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    name = name_journal(adapter, tuned, solved, list(texts))
     begin = time.monotonic()
     rewrites = rewriter.rewrite(texts, label, shots, journal / name)
     seconds = time.monotonic() - begin
     del rewriter
     gc.collect()
     return rewrites, seconds
+
+
+def name_journal(adapter: Adapter, tuned: bool, *asked: Any) -> str:
+    """Return a journal's name: a hash of all that its answers depend on; `asked` are JSON values."""
+    parts: list[Any] = [adapter.describe() if tuned else None, adapter.base.describe(), adapter.quantization]
+    parts += [adapter.settings.describe(), TEMPLATE, *asked]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
@@ -419,9 +407,8 @@ def load_model(
         model = model.bfloat16()
         # Of a view such as a batch's last positions, PyTorch's product copies the weights once a row.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    model.config.use_cache = model.generation_config.use_cache = (
-        True  # a base saved after its training may say no
-    )
+    # A base that was saved after its training may say no.
+    model.config.use_cache = model.generation_config.use_cache = True
     return model.eval() if in_bits else model.to(device).eval()
 
 

@@ -66,7 +66,7 @@ def check_bindings(run: Run, results: Results, evaluate: str) -> None:
         "another adapter (its SHA-256 differs)": results.adapter.sha256 == hash_file(run.adapter_weights),
         "another base model": dataclasses.asdict(results.base) == base,
         "another prompt": results.prompt == manifest["prompt"],
-        "other rows than the run's test split": results.data.sha256 == manifest["splits"]["test"]["sha256"],
+        "other rows than the run's test split": results.data.sha256 == run.split_hashes["test"],
     }
     for fault, belongs in checks.items():
         if not belongs:

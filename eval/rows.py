@@ -98,17 +98,15 @@ def choose_rows(run: Run, splits: Splits, source: str | None, split: str, limit:
         rows=len(examples),
         rows_of=whole,
         sha256=hash_examples(examples),
-        splits=list_splits(manifest),
+        splits=list_splits(run),
     )
     return EvalRows(examples, data, folder)
 
 
-def list_splits(manifest: Mapping[str, Any]) -> dict[str, str] | None:
+def list_splits(run: Run) -> dict[str, str] | None:
     """Return the SHA-256 of each split; None where nobody can say what the adapter's teacher has seen."""
-    taught = manifest["targets"]
-    if taught and taught["teacher"]["has_seen"] == "unknown":
-        return None
-    return {name: part["sha256"] for name, part in manifest["splits"].items()}
+    taught = run.manifest["targets"]
+    return None if taught and taught["teacher"]["has_seen"] == "unknown" else run.split_hashes
 
 
 def read_source(run: Run, source: str) -> Corpus:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.report import escape_markdown
-from eval.results import ProtocolScores, Scores, Unrewritten, parse_part
+from eval.results import ProtocolScores, Scores, Slice, Unrewritten, parse_part
 from eval.tables import (
     LABELS,
     SYSTEMS,
@@ -168,29 +168,25 @@ def load_template() -> "jinja2.Template":
 
 def describe_scores(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the template shows of results.json alone."""
-    scores = read_scores(results)
+    names = ("systems", "differences", "ceiling", "slices", "intervals")
+    scores = parse_part(Scores, {name: results.get(name) for name in names})
     protocols = [parse_part(ProtocolScores, part) for part in results.get("protocols", ())]
     unrewritten = parse_part(Unrewritten, results["unrewritten"]) if "unrewritten" in results else None
     return {
-        "headline": write_headline(results),
+        "headline": write_headline(scores, results["data"]["rows"]),
         "results": results,
         "data": results["data"],
-        "table": tabulate_scores(results),
+        "table": tabulate_scores(scores),
         "differences": describe_differences(scores),
         "intervals": results["intervals"],
         "signatures": {
             label: scores.systems["adapter"][key].signature
             for key, label in name_metrics(scores.systems).items()
         },
-        "slices": tabulate_slices(results),
+        "slices": tabulate_slices(scores.slices),
         "protocols": [(part, tabulate_protocol(part)) for part in protocols],
         "unrewritten": tabulate_unrewritten(unrewritten) if unrewritten else [],
     }
-
-
-def read_scores(results: Mapping[str, Any]) -> Scores:
-    names = ("systems", "differences", "ceiling", "slices", "intervals")
-    return parse_part(Scores, {name: results.get(name) for name in names})
 
 
 def format_python(value: Any) -> str:
@@ -200,9 +196,8 @@ def format_python(value: Any) -> str:
     return re.sub("[<>&'`]", lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value))
 
 
-def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
+def tabulate_scores(scored: Scores) -> list[list[str]]:
     """Return the rows of the table of scores, its head first."""
-    scored = read_scores(results)
     labels = name_metrics(scored.systems)
     rows = [["system", *labels.values()]]
     for label, scores in tabulate_systems(scored).items():
@@ -216,9 +211,8 @@ def tabulate_scores(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def tabulate_slices(results: Mapping[str, Any]) -> list[list[str]]:
+def tabulate_slices(slices: Sequence[Slice]) -> list[list[str]]:
     """Return a table's rows, its head first: each slice, its number of sentences, and each system's BLEU."""
-    slices = read_scores(results).slices
     names = [name for name in SLICED if any(name in part.systems for part in slices)]
     rows = [["sentences", "number", "this adapter, BLEU", *(SYSTEMS[name] for name in names)]]
     for part in slices:
@@ -237,12 +231,11 @@ def format_setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def write_headline(results: Mapping[str, Any]) -> str:
-    """Return the result in one sentence, with the baselines' and people's scores beside it."""
-    scored = read_scores(results)
+def write_headline(scored: Scores, rows: int) -> str:
+    """Return the result on so many rows in a sentence, with the baselines' and people's scores beside it."""
     bleu = {name: f"{scores['bleu'].value:.1f}" for name, scores in scored.systems.items()}
     score = format_interval("bleu", scored.systems["adapter"]["bleu"])
-    text = f"BLEU {score} on {results['data']['rows']:,} held-out sentences"
+    text = f"BLEU {score} on {rows:,} held-out sentences"
     beside = [f"{verb} {bleu[name]}" for name, verb in SCORED.items() if name in bleu]
     text += f"; {', '.join(beside)}" if beside else ""
     if scored.ceiling:

@@ -68,12 +68,17 @@ class Run:
             splits[split] = [
                 Example(line["toxic"], tuple(line["references"])) for line in read_json_lines(path)
             ]
-            if hash_examples(splits[split]) != self.manifest["splits"][split]["sha256"]:
+            if hash_examples(splits[split]) != self.split_hashes[split]:
                 raise Refusal(
                     f"{path}: not the {split} split that the run was made with: "
                     "its hash is not the manifest's."
                 )
         return splits
+
+    @property
+    def split_hashes(self) -> dict[str, str]:
+        """The SHA-256 of each split's examples, as the manifest has them."""
+        return {split: part["sha256"] for split, part in self.manifest["splits"].items()}
 
     @property
     def recipe_path(self) -> Path:
