@@ -19,10 +19,10 @@ targets: $(VENV)/.installed
 	$(BIN)/accelerate launch eval/distil.py runs/teacher --output recipes/tiny-targets.jsonl
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

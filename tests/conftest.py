@@ -17,20 +17,24 @@ from sft.storage import PROJECT
 os.environ.setdefault(
     "HF_HUB_OFFLINE", "1"
 )  # no test may reach out; those that need a Hub start their own double
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = PROJECT.parent / "shared" / "data"
 PARADETOX = SHARED / "paradetox.tsv"
 TINY = PROJECT / "recipes" / "tiny.yaml"
 
-FAULTS_SEEN: list[
-    tuple[str, ...]
-] = []  # of tests/publish/test_push.py: call, fault, state of the repository, message
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what became of the repository under each fault of the Hub, if these tests ran."""
-    if FAULTS_SEEN:
-        terminalreporter.section(f"{len(FAULTS_SEEN)} faults of the Hub, and what became of the repository")
-        for row in FAULTS_SEEN:
+    rows = [
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == "hub fault"
+    ]
+    if rows:
+        terminalreporter.section(f"{len(rows)} faults of the Hub, and what became of the repository")
+        for row in rows:
             terminalreporter.write_line("{:<30} {:<28} {:<16} {}".format(*row))
 
 

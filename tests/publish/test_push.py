@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAULTS_SEEN, run_python
+from conftest import run_python
 from hub_double import TOKEN, Fault, HubDouble, Repo
 from huggingface_hub import HfApi
 
@@ -284,7 +285,10 @@ def find_ref(hub: HubDouble, target: Target) -> str | None:
 
 @pytest.mark.parametrize(("request_pattern", "fault"), FAULTS)
 def test_repository_is_as_before_or_complete(
-    hub: HubDouble, request_pattern: str, fault: tuple[int | str, bool, int]
+    hub: HubDouble,
+    request_pattern: str,
+    fault: tuple[int | str, bool, int],
+    record_property: Callable[[str, object], None],
 ) -> None:
     how, late, times = fault
     target = TARGETS.get(request_pattern, Target(REPO, tag="v1"))
@@ -336,13 +340,14 @@ def test_repository_is_as_before_or_complete(
     if times == 1 and how != "garble" and how != 400:
         assert message is None, "what fails in passing is tried again"
     assert any(re.search(request_pattern, " ".join(request)) for request in hub.requests), "the fault was met"
-    FAULTS_SEEN.append(
+    record_property(
+        "hub fault",
         (
             request_pattern,
             f"{how}{' after it took effect' if late else ''}{' always' if times > 1 else ''}",
             state,
             message or "",
-        )
+        ),
     )
     hub.faults.clear()
     if how != "garble":
