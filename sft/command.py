@@ -70,7 +70,11 @@ def exit_with(error: InputError) -> NoReturn:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a fault ends it with a message and its status (2: bad input), no traceback."""
+    """Run a command's `main`; a fault ends it with a message and its status (2: bad input), no traceback.
+
+    TRL and huggingface_hub send no telemetry unless the user has set this variable.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         main()
     except InputError as error:
@@ -98,6 +102,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     for name in ("bitsandbytes", "transformers.integrations.bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # DeepSpeed, where it is installed, is imported by trl, and warns on standard output of what a CPU lacks.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     import datasets
     import transformers
 

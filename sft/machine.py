@@ -32,6 +32,14 @@ class Machine:
         """The processes that the launcher started; the first look joins them (see `join_processes`)."""
         return join_processes(self.on_cpu)
 
+    @cached_property
+    def sharding(self) -> str | None:
+        """What shards the model, by the launcher's settings (recipes/accelerate): fsdp, deepspeed or None."""
+        for name in ("fsdp", "deepspeed"):
+            if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
+                return name
+        return None
+
     def measure_peak(self) -> int:
         """Return the most bytes that this process has held: of the GPU's memory, or of the RAM."""
         import torch

@@ -269,18 +269,15 @@ def inspect_rows(
 
 
 def recall_settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
-    """Return the recipe settled as the interrupted run that it resumes, and what that run's recipe asked for.
+    """Return the recipe settled as the run that is there to resume, and what that run's recipe asked for.
 
     A value that is neither left open nor what the run's own recipe asked for stays: find_start (sft/train.py)
     refuses it. None where no run goes on.
     """
     run = Run(recipe.output_dir)
-    if (
-        not recipe.trl["resume_from_checkpoint"]
-        or not run.is_run()
-        or run.is_finished()
-        or run.last_checkpoint() is None
-    ):
+    if not recipe.trl["resume_from_checkpoint"] or not run.is_run():
+        return None
+    if not run.is_finished() and run.last_checkpoint() is None:
         return None
     asked = dict.fromkeys(SETTLED) | run.environment.get("asked", {})
     began = run.recipe.trl

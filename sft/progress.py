@@ -123,7 +123,8 @@ class ProgressLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.progress.stop()
-            self.write_line(self.start_line(args, state) | {"finished": True})
+            done = {"finished": True} if state.global_step >= state.max_steps else {}  # else it was preempted
+            self.write_line(self.start_line(args, state) | done)
             if self.tracker:
                 self.tracker.stop()
 

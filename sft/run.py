@@ -5,41 +5,56 @@ import json
 
 from rich.console import Console
 
-from sft.command import run_command
+from sft.command import run_command, tell_once
 from sft.preflight import AUTO_BATCH, inspect_recipe
 from sft.recipe import parse_command
 from sft.run_dir import Run, hold_run
 from sft.storage import hash_file
+
+RESUME = "start if no run is there, go on if one was interrupted, end with 0 if it is finished"
+ELASTIC = "go on with another number of processes, and the same batch a step: no longer the same bytes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="accelerate launch sft/run.py", description="Train the adapter of a recipe."
     )
-    parser.add_argument(
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
         "--overwrite", action="store_true", help="replace the run that is in the run directory"
     )
+    begin.add_argument("--resume", choices=["auto"], help=RESUME)
+    parser.add_argument("--elastic", action="store_true", help=ELASTIC)
     parser.add_argument(
         "--json", action="store_true", help="progress to standard error, and at the end one JSON object"
     )
     parser.add_argument("--auto_batch", action="store_true", help=AUTO_BATCH)
     arguments, words = parse_command(parser)
+    if arguments.resume:
+        words += ["--resume_from_checkpoint", "true"]
     preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch, arguments.overwrite)
 
     from sft.model import load_base, save_adapter
-    from sft.train import build_trainer, find_start, open_run_dir, record_training
+    from sft.preemption import Preemption
+    from sft.train import build_trainer, find_start, is_done, open_run_dir, record_training
 
     run = Run(preflight.recipe.output_dir)
-    checkpoint = find_start(run, preflight, arguments.overwrite)
     console = Console(stderr=arguments.json)
+    if arguments.resume and is_done(run, preflight):
+        tell_once(f"{run.root}: finished already, nothing is changed")
+        return
+    checkpoint = find_start(run, preflight, arguments.overwrite, arguments.elastic)
     if preflight.machine.processes.is_main_process:
         for note in preflight.list_notes():
             console.print(note, style="yellow")
-    with hold_run(run):
+    preemption = Preemption()
+    with hold_run(run), preemption.catch_signals():
         model = load_base(preflight.recipe, preflight.base)
         trainer = build_trainer(preflight, model, run, checkpoint, console)
+        trainer.add_callback(preemption)
         open_run_dir(run, preflight, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        preemption.end_training(trainer, run)
         record_training(trainer, run, preflight.machine)
         save_adapter(trainer, run, preflight.base)
     if arguments.json:

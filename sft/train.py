@@ -26,6 +26,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft.bloom import quicken_dropout
 from sft.command import RunError
+from sft.elastic import Segment, divide_batch, list_segments
 from sft.loss import choose_loss
 from sft.machine import Machine
 from sft.model import build_model_config, build_sft_config, trains_in_float32
@@ -54,8 +55,27 @@ PACKAGES = (
 # -------------------------------------------------------------------------------------- opening and closing
 
 
-def find_start(run: Run, preflight: Preflight, overwrite: bool) -> Path | None:
+def is_done(run: Run, preflight: Preflight) -> bool:
+    """Say whether this training is finished.
+
+    Raises:
+        RunError: another one's finished run is there.
+    """
+    if not (run.is_run() and run.is_finished()):
+        return False
+    changed = find_changes(run, preflight)
+    if changed:
+        raise RunError(
+            f"{run.root}: a finished run is here, of another {', '.join(changed)} (see {run.recipe_path}). "
+            "--overwrite replaces it, --output_dir FOLDER puts the new one elsewhere."
+        )
+    return True
+
+
+def find_start(run: Run, preflight: Preflight, overwrite: bool, elastic: bool = False) -> Path | None:
     """Return the checkpoint that the run goes on from, or None to start at step 0. Writes nothing.
+
+    An `elastic` run may go on with another number of processes.
 
     Raises:
         RunError: the folder holds something else, a finished run, an interrupted run that was not asked to go
@@ -81,21 +101,31 @@ def find_start(run: Run, preflight: Preflight, overwrite: bool) -> Path | None:
             f"{root}: an interrupted run is here, with {checkpoint.name}. "
             "--resume_from_checkpoint true goes on from it, --overwrite starts again."
         )
-    before, now = run.recipe.values(), preflight.resolve_values()
-    changed = [key for key in now if key != "resume_from_checkpoint" and before[key] != now[key]]
+    changed = find_changes(run, preflight)
     environment = read_json(run.environment_path)  # not kept: it is written anew
-    described = preflight.describe_data()
-    changed += [key for key in ("splits", "prompt", "targets") if run.manifest[key] != described[key]]
-    changed += ["base model"] if environment["base"] != preflight.base.describe() else []
-    processes = preflight.machine.processes.num_processes
-    changed += ["number of processes"] if environment["processes"] != processes else []
+    processes, sharding = preflight.machine.processes.num_processes, preflight.machine.sharding
+    if environment["processes"] != processes and not (elastic and sharding != "deepspeed"):
+        changed.append("number of processes")
+    if environment.get("sharding", sharding) != sharding:
+        changed.append("sharding")
     if changed:
         raise RunError(
             f"{root}: the interrupted run began with another {', '.join(changed)} "
             f"(see {run.recipe_path} and {run.environment_path}). "
             "Go on with what it began with, or start again with --overwrite."
         )
+    divide_batch(preflight, list_segments(run, preflight, checkpoint))
     return checkpoint
+
+
+def find_changes(run: Run, preflight: Preflight) -> list[str]:
+    """Return what of recipe, data and base is not as in the run that is there."""
+    before, now = run.recipe.values(), preflight.resolve_values()
+    changed = [key for key in now if key != "resume_from_checkpoint" and before[key] != now[key]]
+    described = preflight.describe_data()
+    changed += [key for key in ("splits", "prompt", "targets") if run.manifest[key] != described[key]]
+    base = read_json(run.environment_path)["base"]
+    return changed + (["base model"] if base != preflight.base.describe() else [])
 
 
 def open_run_dir(run: Run, preflight: Preflight, checkpoint: Path | None) -> None:
@@ -121,7 +151,8 @@ def open_run_dir(run: Run, preflight: Preflight, checkpoint: Path | None) -> Non
             write_json(run.manifest_path, preflight.describe_data())
         else:
             trim_log(run, read_json(checkpoint / "trainer_state.json")["global_step"])
-        write_json(run.environment_path, describe_environment(preflight, checkpoint, state.num_processes))
+        segments = list_segments(run, preflight, checkpoint)
+        write_json(run.environment_path, describe_environment(preflight, checkpoint, segments))
     state.wait_for_everyone()
 
 
@@ -137,13 +168,17 @@ def trim_log(run: Run, step: int) -> None:
     write_json_lines(run.log_path, [line for line in lines if line["step"] <= step])
 
 
-def describe_environment(preflight: Preflight, checkpoint: Path | None, processes: int) -> dict[str, Any]:
+def describe_environment(
+    preflight: Preflight, checkpoint: Path | None, segments: list[Segment]
+) -> dict[str, Any]:
     """Return versions, hardware, commit, seeds, base, command, and what the recipe asked for of SETTLED."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "resumed_from": checkpoint.name if checkpoint else None,
         "command": shlex.join(sys.argv),
-        "processes": processes,
+        "processes": segments[-1]["processes"],
+        "elastic": segments if len(segments) > 1 else None,
+        "sharding": preflight.machine.sharding,
         "base": preflight.base.describe(),
         "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
         "asked": preflight.asked,
@@ -196,6 +231,8 @@ def record_training(trainer: SFTTrainer, run: Run, machine: Machine) -> None:
         "peak_memory_gib": round(machine.measure_peak() / 2**30, 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if environment["elastic"]:
+        environment["training"]["elastic"] = environment["elastic"]
     if "kg_co2eq" in log[-1]:
         country = run.recipe.publish.emissions_country
         tool = f"codecarbon {importlib.metadata.version('codecarbon')}"
@@ -232,7 +269,10 @@ class LengthSampler(Sampler[int]):
 
 
 class Trainer(SFTTrainer):
-    """TRL's SFTTrainer, mended where a resumed run would go another way than one without a break."""
+    """TRL's SFTTrainer, mended where a resumed run would go another way than one without a break.
+
+    Its batches of like lengths are drawn for a step of all processes, so that any number sees the same rows.
+    """
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset or self.train_dataset
@@ -240,9 +280,7 @@ class Trainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         lengths = [len(ids) for ids in dataset["input_ids"]]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthSampler(
-            lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed
-        )
+        return LengthSampler(lengths, count_step_rows(self.args), seed)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
@@ -252,6 +290,11 @@ class Trainer(SFTTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(types[name])
+
+
+def count_step_rows(config: SFTConfig) -> int:
+    """Return the number of rows of an optimizer step, over all processes."""
+    return config.train_batch_size * config.gradient_accumulation_steps * config.world_size
 
 
 def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> Dataset:
@@ -267,7 +310,6 @@ def stream_rows(preflight: Preflight, config: SFTConfig) -> IterableDataset:
     """Return the training rows of a streamed corpus; each process takes its part of a batch."""
     # Else the main process would deal out batches of one width.
     config.accelerator_config.dispatch_batches = False
-    batch_size = config.train_batch_size * config.gradient_accumulation_steps
     arguments = {
         "config": preflight.recipe.data,
         "corpus": preflight.corpus,
@@ -276,7 +318,9 @@ def stream_rows(preflight: Preflight, config: SFTConfig) -> IterableDataset:
         "settings": RowSettings(
             config.max_length,
             completion_only=config.completion_only_loss is not False,
-            batch_size=batch_size if config.train_sampling_strategy == "group_by_length" else None,
+            batch_size=count_step_rows(config)
+            if config.train_sampling_strategy == "group_by_length"
+            else None,
             seed=config.seed if config.data_seed is None else config.data_seed,
         ),
     }
@@ -291,6 +335,8 @@ def build_trainer(
     packed = preflight.recipe.trl["packing"] and preflight.config.model_type == "bloom"
     config = build_sft_config(preflight.recipe, run, preflight.machine, packed)
     config.eval_on_start = config.eval_on_start and checkpoint is None
+    for key, value in divide_batch(preflight, list_segments(run, preflight, checkpoint)).items():
+        setattr(config, key, value)
     # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
     rows = preflight.tokens["train"].rows

@@ -528,6 +528,14 @@ def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such()
     assert show(("oh crud", "oh"), ("you crud", "you"))[0] == ["oh", "you"], "none at all: as they are"
 
 
+def test_another_number_of_processes_is_on_the_card() -> None:
+    facts = golden_facts()
+    segments = [{"from_step": 0, "processes": 2}, {"from_step": 900, "processes": 1}]
+    training = facts.environment["training"] | {"elastic": segments}
+    card = render_card(dataclasses.replace(facts, environment=facts.environment | {"training": training}))
+    assert "\n- on 2 processes from step 0 on, 1 process from step 900 on, with the same batch" in card
+
+
 def test_emissions_that_were_measured_are_on_the_card() -> None:
     facts = golden_facts()
     assert "CO2" not in render_card(facts)
