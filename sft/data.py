@@ -1,5 +1,6 @@
 """ParaDetox rows -> clean sentences with their rewrites -> token rows."""
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -8,12 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import regex
+
 from sft.files import Source, Table, read_table
 from sft.prompt import format_prompt
 from sft.schema import DataConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# What Unicode says is not shown (joiners, soft hyphens, selectors), and control characters but white space.
+INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\uFFF9-\uFFFB]|[^\P{Cc}\s\x1c-\x1f\x85]")
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,44 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def show_text(text: str) -> str:
+    """Return what a reader sees of a text: cleaned, and without INVISIBLE characters.
+
+    Texts are compared by it; they keep these characters, as some scripts and emoji need joiners.
+    """
+    return clean_text(text if text.isascii() and text.isprintable() else INVISIBLE.sub("", text))
+
+
+@functools.cache
+def map_look_alikes() -> dict[int, str]:
+    """Return the lower-case ASCII letter for each that looks like one by Unicode's confusables (UTS 39).
+
+    A letter whose capital alone looks like one counts, so that case does not matter. ASCII's own look-alikes,
+    such as 0 and O, stay apart.
+    """
+    from confusable_homoglyphs.confusables import confusables_data
+
+    found = {
+        character: other["c"].lower()
+        for character, others in confusables_data.items()
+        for other in others
+        if len(character) == 1 and character.isalpha() and not character.isascii()
+        if len(other["c"]) == 1 and other["c"].isalpha() and other["c"].isascii()
+    }
+    lower = {character.lower(): letter for character, letter in found.items() if len(character.lower()) == 1}
+    return {ord(character): letter for character, letter in (lower | found).items()}
+
+
 def normalise(text: str) -> str:
-    """Return the lower-cased words of `text`, or itself where it has none: the key that splits go by."""
-    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())) or clean_text(
-        text
-    )
+    """Return the lower-cased words of `text`, or itself where it has none: the key that splits go by.
+
+    What can't be seen is left out, and what looks like an ASCII letter is that letter.
+    """
+    shown = show_text(text)
+    folded = unicodedata.normalize("NFKC", shown).casefold()
+    if not folded.isascii():
+        folded = folded.translate(map_look_alikes())
+    return " ".join(re.findall(r"[^\W_]+", folded)) or shown
 
 
 def read_corpus(config: DataConfig) -> Corpus:
@@ -67,12 +106,13 @@ def clean_rows(table: Table) -> Corpus:
         rows: rows read. pairs: cells with a rewrite. changed_text: cells that NFC or white space changed.
         empty_toxic: rows without a toxic sentence. empty_neutral: rows without any rewrite.
         duplicate_pairs: pairs that stood there before. identical_pairs: pairs whose two sides are the same.
-        merged_rows: rows whose sentence had a row before. no_reference_left: sentences that lost all
-            rewrites.
+        merged_rows: rows whose sentence, as it is shown, had a row before.
+        no_reference_left: sentences that lost all rewrites.
         examples, references: what is left.
     """
     counts: Counter[str] = Counter(rows=len(table.rows))
-    rewrites: dict[str, dict[str, None]] = {}
+    texts: dict[str, str] = {}  # of each sentence, by what is shown of it: as it stood there first
+    rewrites: dict[str, dict[str, str]] = {}  # of each sentence; so with its rewrites
     seen_identical: set[str] = set()
     for raw_toxic, raw_neutrals in table.rows:
         toxic = clean_text(raw_toxic)
@@ -80,25 +120,27 @@ def clean_rows(table: Table) -> Corpus:
         counts["changed_text"] += (toxic != raw_toxic) + sum(
             a != b for a, b in zip(neutrals, raw_neutrals, strict=True)
         )
-        neutrals = [neutral for neutral in neutrals if neutral]
+        shown = show_text(toxic)
+        neutrals = [neutral for neutral in neutrals if show_text(neutral)]
         counts["pairs"] += len(neutrals)
-        if not toxic:
+        if not shown:
             counts["empty_toxic"] += 1
             continue
         if not neutrals:
             counts["empty_neutral"] += 1
             continue
-        counts["merged_rows"] += toxic in rewrites
-        known = rewrites.setdefault(toxic, {})
+        counts["merged_rows"] += shown in rewrites
+        texts.setdefault(shown, toxic)
+        known = rewrites.setdefault(shown, {})
         for neutral in neutrals:
-            if neutral == toxic:
-                counts["duplicate_pairs" if toxic in seen_identical else "identical_pairs"] += 1
-                seen_identical.add(toxic)
-            elif neutral in known:
+            if show_text(neutral) == shown:
+                counts["duplicate_pairs" if shown in seen_identical else "identical_pairs"] += 1
+                seen_identical.add(shown)
+            elif show_text(neutral) in known:
                 counts["duplicate_pairs"] += 1
             else:
-                known[neutral] = None
-    examples = [Example(toxic, tuple(known)) for toxic, known in rewrites.items() if known]
+                known[show_text(neutral)] = neutral
+    examples = [Example(texts[shown], tuple(known.values())) for shown, known in rewrites.items() if known]
     counts["no_reference_left"] = len(rewrites) - len(examples)
     counts["examples"] = len(examples)
     counts["references"] = sum(len(example.references) for example in examples)

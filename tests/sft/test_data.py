@@ -275,6 +275,58 @@ def test_texts() -> None:
     assert normalise("!!!") == "!!!"
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "\u200b",
+        "\u200c",
+        "\u200d",
+        "\u00ad",
+        "\ufe0f",
+        "\u2060",
+        "\ufeff",
+        "\u034f",
+        "\u202e",
+        "\U000e0041",
+        "\x08",
+        "\x7f",
+    ],
+    ids=ascii,
+)
+def test_what_cannot_be_seen_makes_no_other_sentence(hidden: str) -> None:
+    plain, disguised = "you are a damn moron", f"you are a da{hidden}mn mor{hidden}on{hidden}"
+    assert normalise(disguised) == plain
+    splits = {"train": make_examples(plain), "validation": [], "test": make_examples(disguised)}
+    assert find_leaks(splits) == [f"{plain!r} stands in test and train"]
+    rows = [(plain, ["you are wrong"]), (disguised, [f"you are wr{hidden}ong", disguised]), (hidden, ["x"])]
+    corpus = clean_rows(Table(Source("x"), rows))
+    assert corpus.examples == [Example(plain, ("you are wrong",))]
+    dropped = ("merged_rows", "duplicate_pairs", "identical_pairs", "empty_toxic")
+    assert [corpus.counts[key] for key in dropped] == [1, 1, 1, 1]
+    first = clean_rows(Table(Source("x"), rows[1::-1])).examples[0].toxic
+    assert first == clean_text(disguised), "what is trained on stays as it was written"
+
+
+@pytest.mark.parametrize(
+    "disguised",
+    [
+        "y\u043eu m\u043er\u043en",
+        "Y\u039fU M\u041eR\u041eN",
+        "you \u043coron",
+        "\uff59ou m\U0001d428ron",
+        "you mor\u0585n",
+    ],
+    ids=ascii,
+)
+def test_what_looks_alike_is_one_sentence(disguised: str) -> None:
+    """Cyrillic, Greek and Armenian letters by Unicode's confusables, case aside; wide and bold ones by NFKC."""
+    assert normalise(disguised) == normalise(disguised.swapcase()) == "you moron"
+
+
+def test_letters_that_only_resemble_stay_apart() -> None:
+    assert normalise("caf\u00e9 na\u00efve 0 O 1 l") == "caf\u00e9 na\u00efve 0 o 1 l"
+
+
 def make_examples(*texts: str) -> list[Example]:
     return [Example(text, (f"polite {number}",)) for number, text in enumerate(texts)]
 
