@@ -11,9 +11,10 @@ from typing import Any
 from eval.results import Data
 from sft.command import Refusal, RunError, count
 from sft.data import Corpus, Example, clean_text, read_corpus
-from sft.files import DataError, Source, check_delimited, decode_file, describe_absence, open_text
+from sft.files import DataError, check_delimited, decode_file, describe_absence, open_text
 from sft.run_dir import Run
 from sft.schema import DataConfig
+from sft.source import Source
 from sft.splits import Links, find_leaks, hash_examples
 from sft.storage import hash_file
 
@@ -117,7 +118,7 @@ def read_source(run: Run, source: str) -> Corpus:
     except DataError as error:
         if error.key not in ("data.toxic", "data.neutral"):
             raise
-        return read_corpus(DataConfig(source=source))
+        return read_corpus(DataConfig(source=source, quoting=data.quoting))
 
 
 def find_seen(run: Run, splits: Splits, flag: str) -> Links:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sft.command import InputError, count, run_command
 from sft.data import Example, clean_text, normalise, read_corpus
-from sft.files import SUFFIXES, decode_file, describe_absence, is_unicode, read_json_rows, read_table
+from sft.files import SUFFIXES, decode_file, describe_absence, is_unicode, read_json_rows
 from sft.schema import DataConfig
+from sft.source import read_table
 from sft.splits import Links, hash_examples
 from sft.storage import hash_file
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import regex
 
-from sft.files import Source, Table, read_table
 from sft.prompt import format_prompt
 from sft.schema import DataConfig
+from sft.source import Source, Table, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,20 +1,18 @@
-"""The data files that a recipe names: found or downloaded, read as cells, faults told with file and row."""
+"""Data files (.tsv, .csv, .jsonl, .parquet), read as cells; their faults told with file and row."""
 
 import contextlib
 import csv
-import glob
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from sft.command import count
-from sft.hub import explain_errors, first_line
+from sft.hub import first_line
 from sft.schema import DataConfig, RecipeError
-from sft.storage import find_path, hash_file, name_path
 
 CHUNK = 10_000  # rows read at a time
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -30,183 +28,68 @@ class DataError(RecipeError):
     """A data set that can't be read: what was found, where, and how to mend it."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the rows came from: what the manifest and the card say of it."""
-
-    name: str
-    revision: str | None = None
-    files: dict[str, str] = field(default_factory=dict)  # file name -> SHA-256
-
-
-@dataclass(frozen=True)
-class Table:
-    """The raw cells: a toxic cell and its neutral cells for each row, in file order."""
-
-    source: Source
-    rows: list[tuple[str, list[str]]]
-
-
-def read_table(config: DataConfig) -> Table:
-    """Read the toxic and the neutral columns of a Hub data set, a file or a folder, through `datasets`."""
-    path, paths, source = find_files(config)
-    return load_files(path, paths, config, source)
-
-
-def find_files(config: DataConfig) -> tuple[Path, list[Path], Source]:
-    """Return the file or folder that a recipe names (downloaded, from the Hub), its files and hashes."""
-    path, name, commit = find_source(config)
-    paths = [path] if path.is_file() else list_files(path, config)
-    return path, paths, Source(name, commit, hash_files(path, paths))
-
-
-def find_source(config: DataConfig) -> tuple[Path, str, str | None]:
-    """Return the path of the data, the name that it is published under, and its commit on the Hub."""
-    path = find_path(config.source)
-    if path is not None:
-        return path, name_path(path), None
-    if config.source.endswith(SUFFIXES) or config.source.startswith((".", "/", "~")):
-        raise DataError(
-            f"{config.source}: no such file or folder. "
-            f"Relative paths start at the working directory ({Path.cwd()}).",
-            key="data.source",
-        )
-    folder, commit = download_data_set(config)
-    return folder, config.source, commit
-
-
-def hash_files(path: Path, paths: Sequence[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file, by its name in the folder `path`, or by its own."""
-    root = path.resolve()  # as `datasets` names what it finds in a folder behind a link
-    return {str(p.relative_to(root)) if path.is_dir() else p.name: hash_file(p) for p in paths}
-
-
-def download_data_set(config: DataConfig) -> tuple[Path, str]:
-    """Download a Hub data set at one commit; return the folder and that commit's full hash.
-
-    The whole snapshot is taken first, and `datasets` reads the folder: the same code as for local files, one
-    commit for all files, and the cache serves it again without network.
-    """
-    from huggingface_hub import snapshot_download
-
-    keys = ("data.source", "data.revision")
-    with explain_errors(config.source, "data set", config.revision, keys):
-        folder = snapshot_download(
-            config.source,
-            repo_type="dataset",
-            revision=config.revision,
-            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES] + ["README.md"],
-        )
-    return Path(folder), Path(folder).name
-
-
-def load_files(path: Path, paths: Sequence[Path], config: DataConfig, source: Source) -> Table:
-    """Read the columns of these files of the file or folder `path`."""
-    toxic, *neutral = find_columns(paths, config)
-    rows = [row for chunk in stream_rows(path, paths, (toxic, *neutral)) for row in chunk]
-    check_unchanged(path, paths, source)
-    return Table(source, rows)
-
-
 def find_columns(paths: Sequence[Path], config: DataConfig) -> tuple[str, ...]:
     """Return the names of the toxic column and the neutral ones, after checking the files for faults."""
-    toxic, neutral = choose_columns(check_files(paths), config, paths[0])
+    toxic, neutral = choose_columns(check_files(paths, config.quoting), config, paths[0])
     if paths[0].suffix == ".jsonl":
         check_texts(paths, (toxic, *neutral))
     return toxic, *neutral
 
 
 def stream_rows(
-    path: Path, paths: Sequence[Path], columns: Sequence[str]
+    paths: Sequence[Path], columns: Sequence[str], quoting: bool | None = None
 ) -> Iterator[list[tuple[str, list[str]]]]:
-    """Yield the cells of these columns, the toxic one first, CHUNK rows at a time: no more is in memory."""
-    if (
-        paths[0].suffix == ".jsonl"
-    ):  # in which `datasets` does not take rows whose keys differ, batch by batch
-        cells = ([row.get(name) for name in columns] for file in paths for _, row in read_json_rows(file))
-        chunks: Iterable[Sequence[Sequence[str | None]]] = iter(
-            lambda: list(itertools.islice(cells, CHUNK)), []
-        )
-    else:
-        chunks = stream_tables(path, paths, columns)
-    for chunk in chunks:
+    """Yield the cells of these columns, the toxic one first, CHUNK rows at a time: no more is in memory.
+
+    Each file is opened under its own name: no pattern, URL or other file can stand in for it.
+    """
+    cells = (row for path in paths for row in read_cells(path, columns, quoting))
+    while chunk := list(itertools.islice(cells, CHUNK)):
         yield [(row[0] or "", [cell or "" for cell in row[1:]]) for row in chunk]
 
 
-def stream_tables(
-    path: Path, paths: Sequence[Path], columns: Sequence[str]
-) -> Iterator[list[tuple[str | None, ...]]]:
-    """Yield the cells of .tsv, .csv or .parquet files through `datasets`."""
-    import datasets
+def read_cells(path: Path, columns: Sequence[str], quoting: bool | None) -> Iterator[Sequence[str | None]]:
+    """Yield the cells of these columns for each row of a file."""
+    if path.suffix == ".jsonl":
+        yield from ([row.get(name) for name in columns] for _, row in read_json_rows(path))
+    elif path.suffix == ".parquet":
+        yield from read_parquet(path, columns)
+    else:
+        records = (record for record in read_records(path, quoting) if record.fields)
+        header = name_columns(next(records).fields)
+        places = [header.index(name) for name in columns]
+        for record in records:  # a row may leave out empty fields at its end
+            yield [record.fields[at] if at < len(record.fields) else None for at in places]
 
-    options: dict[str, Any] = {}
-    if paths[0].suffix != ".parquet":
-        # Every cell is text: pandas would turn the sentences "null" and "NA" into gaps, and "123" into a
-        # number.
-        options = {
-            "sep": "\t" if paths[0].suffix == ".tsv" else ",",
-            "keep_default_na": False,
-            "usecols": list(columns),
-            "features": datasets.Features({name: datasets.Value("string") for name in columns}),
-        }
-    loader = "parquet" if paths[0].suffix == ".parquet" else "csv"
-    names = [glob.escape(str(p)) for p in paths]
+
+def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
+    """Yield the cells of these columns of a .parquet file.
+
+    Raises:
+        DataError: a column holds something else than text, or the file is broken.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
     try:
-        data = datasets.load_dataset(loader, data_files=names, split="train", streaming=True, **options)
-        for name in columns:
-            kind = (data.features or {}).get(name)
-            if getattr(kind, "dtype", None) not in ("string", "large_string", "null"):
-                raise DataError(
-                    f"{path}: the column {name!r} holds {kind}, expected text.", key="data.source"
-                )
-        for batch in data.select_columns(list(columns)).iter(batch_size=CHUNK):
-            yield list(zip(*(batch[name] for name in columns), strict=True))
+        with path.open("rb") as stream:
+            parquet = pyarrow.parquet.ParquetFile(stream)
+            for name in columns:
+                kind = parquet.schema_arrow.field(name).type
+                kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+                if str(kind) not in ("string", "large_string", "string_view", "null"):
+                    message = f"{path}: the column {name!r} holds {kind}, expected text."
+                    raise DataError(message, key="data.source")
+            for batch in parquet.iter_batches(CHUNK, columns=list(columns)):
+                yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
     except DataError:
         raise
-    except (ValueError, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise DataError(f"{path}: could not be read: {first_line(error)}", key="data.source") from None
 
 
-def check_unchanged(path: Path, paths: Sequence[Path], source: Source) -> None:
-    if hash_files(path, paths) != source.files:
-        raise DataError(f"{path}: changed while it was read. Run the command again.", key="data.source")
-
-
-def list_files(folder: Path, config: DataConfig) -> list[Path]:
-    """Return the folder's files of `config.split`, as `datasets` tells splits apart (by name or README)."""
-    import datasets
-
-    if glob.has_magic(str(folder)):
-        message = f"{folder}: a folder with one of [ * ? in its path can't be searched. Name one file."
-        raise DataError(message, key="data.source")
-    try:
-        found = datasets.load_dataset_builder(str(folder.resolve())).config.data_files or {}
-    except FileNotFoundError:  # EmptyDatasetError and DataFilesNotFoundError among them
-        found = {}
-    except ValueError as error:
-        raise DataError(f"{folder}: {first_line(error)} Name one file.", key="data.source") from None
-    by_split = {
-        str(split): sorted(p for p in map(Path, files) if p.suffix in SUFFIXES)
-        for split, files in found.items()
-    }
-    if not any(by_split.values()):
-        raise DataError(
-            f"{folder}: no data file in this folder. Expected {', '.join(SUFFIXES)}.", key="data.source"
-        )
-    paths = by_split.get(config.split)
-    if not paths:
-        raise DataError(
-            f"{folder}: no split {config.split!r} in this folder; it has {', '.join(sorted(by_split))}.",
-            key="data.split",
-        )
-    if len({p.suffix for p in paths}) > 1:
-        kinds = ", ".join(sorted({p.suffix for p in paths}))
-        raise DataError(f"{folder}: files of several kinds ({kinds}). Name one file.", key="data.source")
-    return paths
-
-
-def check_files(paths: Sequence[Path]) -> list[str]:
-    """Return the files' column names; faults that `datasets` reports without file and row are found first."""
+def check_files(paths: Sequence[Path], quoting: bool | None) -> list[str]:
+    """Return the files' column names, after a look at each row: faults are told before anything is made."""
     headers = {}
     for path in paths:
         if path.suffix not in SUFFIXES:
@@ -216,7 +99,8 @@ def check_files(paths: Sequence[Path]) -> list[str]:
         if path.suffix == ".parquet":
             headers[path] = read_parquet_header(path)
             continue
-        headers[path] = check_json_lines(path) if path.suffix == ".jsonl" else check_delimited(path)
+        is_json = path.suffix == ".jsonl"
+        headers[path] = check_json_lines(path) if is_json else check_delimited(path, quoting)
     first = paths[0]
     for path in paths[1:]:
         if headers[path] != headers[first]:
@@ -265,38 +149,97 @@ def decode_file(path: Path) -> str:
         return stream.read()
 
 
-def check_delimited(path: Path) -> list[str]:
+@dataclass(frozen=True)
+class Record:
+    """A row of a .tsv or .csv file."""
+
+    fields: list[str]  # none of an empty line
+    lines: list[str]  # of the file, as they stand there
+    number: int  # of the first of them
+
+
+def read_records(path: Path, quoting: bool | None) -> Iterator[Record]:
+    """Yield each row of a .tsv or .csv file, its header too; for `quoting` see `DataConfig`.
+
+    Raises:
+        DataError: broken quoting, or not UTF-8.
+    """
+    separator = "\t" if path.suffix == ".tsv" else ","
+    number, lines = 1, list[str]()
+    try:
+        with open_text(path) as stream:
+            kept = (lines.append(line) or line for line in stream)  # type: ignore[func-returns-value]
+            for fields in csv.reader(
+                kept,
+                delimiter=separator,
+                strict=True,
+                quoting=csv.QUOTE_NONE if quoting is False else csv.QUOTE_MINIMAL,
+            ):
+                yield Record(fields, lines.copy(), number)
+                number += len(lines)
+                lines.clear()
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{number}: broken quoting in the row that starts here ({error}). "
+            'A quote inside a quoted field is written twice: "". '
+            "Where quotation marks are text like any other, say data.quoting: false.",
+            key="data.source",
+        ) from None
+
+
+def name_columns(fields: Sequence[str]) -> list[str]:
+    """Return the names of a header's columns; pandas writes its index column without one."""
+    return [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
+
+
+def check_delimited(path: Path, quoting: bool | None = None) -> list[str]:
     """Return the header of a .tsv or .csv file. A row may leave out empty fields at its end, but not all."""
     header: list[str] = []
     rows = 0
-    start = 1
-    try:
-        with open_text(path) as stream:
-            reader = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-            for fields in reader:
-                if not header:
-                    # pandas writes an index column without a name, and reads it under this one.
-                    header = [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
-                    check_header(path, header)
-                elif fields:
-                    rows += 1
-                    if not 2 <= len(fields) <= len(header):
-                        raise DataError(
-                            f"{path}:{start}: this row has {count(len(fields), 'field')}, "
-                            f"expected 2 to {len(header)}. "
-                            "A field that holds a tab, a comma, a quote or a line break must be quoted.",
-                            key="data.source",
-                        )
-                start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path}:{start}: broken quoting in the row that starts here ({error}). "
-            'A quote inside a quoted field is written twice: "".',
-            key="data.source",
-        ) from None
+    for record in read_records(path, quoting):
+        fields = record.fields
+        if not header:
+            header = name_columns(fields)
+            check_header(path, header)
+        elif fields:
+            rows += 1
+            if quoting is None and len(record.lines) > 1:
+                check_quotation(path, record, len(header))
+            if not 2 <= len(fields) <= len(header):
+                raise DataError(
+                    f"{path}:{record.number}: this row has {count(len(fields), 'field')}, "
+                    f"expected 2 to {len(header)}. "
+                    "A field that holds a tab, a comma, a quote or a line break must be quoted.",
+                    key="data.source",
+                )
     if not rows:
         raise DataError(f"{path}: a header and no rows.", key="data.source")
     return header
+
+
+def check_quotation(path: Path, record: Record, columns: int) -> None:
+    """Raise where a row over several lines may be that many rows, with halves of quotations in their texts.
+
+    In a .tsv file that is a quoted cell with a tab and a line end; or a row with some columns left out whose
+    lines, without quoting, have as many fields each. In a .csv file, where commas stand in any text, it is a
+    row whose lines each have a field for each column.
+    """
+    separator = "\t" if path.suffix == ".tsv" else ","
+    lengths = {line.count(separator) + 1 for line in record.lines}
+    if separator == "\t":
+        swallows = any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in record.fields)
+        swallows = swallows or (len(lengths) == 1 and min(lengths) > 1 and len(record.fields) != columns)
+    else:
+        swallows = lengths == {columns}
+    if swallows:
+        last = record.number + len(record.lines) - 1
+        rows = count(len(record.lines), "row")
+        raise DataError(
+            f"{path}:{record.number}: a quotation mark opens a cell here, and closes it in row {last}: one "
+            f"row with quoting, {rows} (with a part of a quotation each) without. Say which: "
+            "data.quoting: true, or false, where quotation marks are text like any other.",
+            key="data.source",
+        )
 
 
 def check_header(path: Path, header: list[str]) -> None:
@@ -306,9 +249,13 @@ def check_header(path: Path, header: list[str]) -> None:
             f"{'tabs' if path.suffix == '.tsv' else 'commas'} between them.",
             key="data.source",
         )
-    for name, times in Counter(header).items():
+    check_names(Path(f"{path}:1"), header)
+
+
+def check_names(place: Path, names: Sequence[str]) -> None:
+    for name, times in Counter(names).items():
         if times > 1:
-            raise DataError(f"{path}:1: the column {name!r} stands there {times} times.", key="data.source")
+            raise DataError(f"{place}: the column {name!r} stands there {times} times.", key="data.source")
 
 
 def check_json_lines(path: Path) -> list[str]:
@@ -362,12 +309,15 @@ def read_parquet_header(path: Path) -> list[str]:
     import pyarrow.parquet
 
     try:
-        parquet = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        with path.open("rb") as stream:
+            parquet = pyarrow.parquet.ParquetFile(stream)
+            rows, names = parquet.metadata.num_rows, list(parquet.schema_arrow.names)
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({first_line(error)}).", key="data.source") from None
-    if not parquet.metadata.num_rows:
+    if not rows:
         raise DataError(f"{path}: a header and no rows.", key="data.source")
-    return list(parquet.schema_arrow.names)
+    check_names(path, names)
+    return names
 
 
 def choose_columns(header: Sequence[str], config: DataConfig, path: Path) -> tuple[str, list[str]]:

@@ -61,6 +61,11 @@ class DataConfig:
     neutral: tuple[str, ...] | None = describe(
         "columns of its rewrites; null: found by ParaDetox's layouts", None
     )
+    quoting: bool | None = describe(
+        "how .tsv and .csv files are quoted; true: a quoted cell may hold tabs, commas and line ends; "
+        "false: quotation marks are text; null: true, and a fault where a cell seems to swallow a row",
+        None,
+    )
     validation: float = describe("share of the source sentences for validation", 0.05)
     test: float = describe("share of the source sentences for test", 0.05)
     closest: bool = describe(

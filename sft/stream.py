@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sft.data import Corpus, Example, clean_rows, normalise, read_corpus, tokenise_pairs
-from sft.files import Table, check_unchanged, find_columns, find_files, stream_rows
+from sft.files import find_columns, stream_rows
 from sft.schema import DataConfig
+from sft.source import Table, check_unchanged, find_files
 from sft.splits import SPLITS, Links, hash_fraction, split_examples
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def read_streamed_splits(config: DataConfig) -> tuple[Corpus, dict[str, list[Exa
     columns = find_columns(paths, config)
     counts: Counter[str] = Counter()
     kept = {"train": Smallest(SAMPLE), "validation": Smallest(HELD_OUT), "test": Smallest(HELD_OUT)}
-    for rows in stream_rows(path, paths, columns):
+    for rows in stream_rows(paths, columns, config.quoting):
         chunk = clean_rows(Table(source, rows))
         counts.update(chunk.counts)
         for example in chunk.examples:
@@ -136,7 +137,7 @@ def stream_training_rows(
     links = Links(held_out)
 
     def read_epoch() -> Iterator[dict[str, list[int]]]:
-        for rows in stream_rows(path, paths, corpus.columns):
+        for rows in stream_rows(paths, corpus.columns, config.quoting):
             chunk = clean_rows(Table(corpus.source, rows)).examples
             chunk = [example for example in chunk if not links.hold(example)]
             yield from tokenise_pairs(chunk, tokenizer, settings.max_length, settings.completion_only).rows

@@ -2,17 +2,19 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 from conftest import PARADETOX, SHARED, needs_paradetox
 
 from sft.data import Example, clean_rows, clean_text, normalise, read_corpus, tokenise_pairs
-from sft.files import DataError, Source, Table, read_table
+from sft.files import DataError
 from sft.prompt import format_prompt
 from sft.schema import DataConfig
+from sft.source import Source, Table, read_table
 from sft.splits import find_leaks, group_sources, hash_examples, split_examples
-from sft.storage import PROJECT
+from sft.storage import PROJECT, hash_file
 
 HEAD = b"toxic\tneutral1\tneutral2\n"
 KINDS = ".tsv, .csv, .jsonl, .parquet"
@@ -82,7 +84,8 @@ BROKEN: dict[str, tuple[bytes | None, dict[str, object], str, str]] = {
         {},
         "data.source",
         "F:3: broken quoting in the row that starts here (unexpected end of data). "
-        'A quote inside a quoted field is written twice: "".',
+        'A quote inside a quoted field is written twice: "". '
+        "Where quotation marks are text like any other, say data.quoting: false.",
     ),
     "one.csv": (
         b"toxic\na\n",
@@ -206,18 +209,103 @@ def test_replaced_file_of_the_same_time_is_read_anew(tmp_path: Path) -> None:
         assert read_table(DataConfig(source=str(path))).rows == [(text, ["x"])]
 
 
-def test_brackets_in_names_and_index_columns(tmp_path: Path) -> None:
-    folder = tmp_path / "d[1]"
-    (folder / "sub").mkdir(parents=True)
-    path = folder / "x[2].csv"
+# A name of a folder, and the name that it would stand for as a pattern or as a chain of URLs.
+PATTERNS = {
+    "run[1]": "run1",
+    "a*b": "axb",
+    "a?b": "axb",
+    "d{1,2}": "d1",
+    "zip::x": "x",
+    "file:": "file",
+    "**": "deep",
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("suffix", [".tsv", ".parquet"])
+def test_the_file_of_that_name_is_read_and_no_other(
+    name: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its folder, or the working directory, would mean as a pattern."""
+    import shutil
+
+    here, other = tmp_path / name, tmp_path / PATTERNS[name]
+    for folder in (here, other):
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / f"data{suffix}")
+    (other / f"data{suffix}").unlink()
+    if suffix == ".tsv":
+        (other / "data.tsv").write_text("toxic\tneutral1\tneutral2\nforeign\tx\ty\n")
+    monkeypatch.chdir(here)
+    for source in (f"data{suffix}", str(here / f"data{suffix}"), ".", str(here)):
+        table = read_table(DataConfig(source=source))
+        assert (table.rows, table.source.files) == (
+            ROWS,
+            {f"data{suffix}": hash_file(here / f"data{suffix}")},
+        )
+    shutil.move(f"data{suffix}", here / f"{name}{suffix}")
+    for source in (f"{name}{suffix}", str(here)):
+        assert read_table(DataConfig(source=source)).rows == ROWS
+
+
+def test_index_columns_and_folders_in_folders(tmp_path: Path) -> None:
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    path = tmp_path / "d" / "sub" / "train.csv"
     path.write_text(",toxic,neutral1\n0,a,b\n")
-    assert read_table(DataConfig(source=str(path))).rows == [("a", ["b"])]
-    with pytest.raises(DataError, match=r"a folder with one of \[ \* \? in its path can't be searched"):
-        read_table(DataConfig(source=str(folder)))
-    path.rename(folder / "sub" / "train.csv")
-    folder.rename(tmp_path / "d")
+    (tmp_path / "d" / "sub" / "round").symlink_to(tmp_path / "d")
     table = read_table(DataConfig(source=str(tmp_path / "d")))
     assert (table.rows, list(table.source.files)) == ([("a", ["b"])], ["sub/train.csv"])
+
+
+# A file whose cell of a row may be two rows, its numbers of lines, and its sentences with quoting false.
+SWALLOWED = {
+    "tab.tsv": ('toxic\tneutral1\na\tb\n"c\td\ne"\tf\n', (3, 4), ["a", '"c', 'e"']),
+    "three.tsv": ('toxic\tneutral1\n"c\td\nx\ty\ne"\tf\n', (2, 4), ['"c', "x", 'e"']),
+    "return.tsv": ('toxic\tneutral1\r\n"c\td\r\ne"\tf\r\n', (2, 3), ['"c', 'e"']),
+    "columns.tsv": ('toxic\tneutral1\tneutral2\tneutral3\na\t"c\nd"\te\n', (2, 3), ["a", 'd"']),
+    "comma.csv": ('toxic,neutral1\n"c,d\ne",f\n', (2, 3), ['"c', 'e"']),
+}
+
+
+@pytest.mark.parametrize("name", SWALLOWED)
+def test_a_cell_that_swallows_a_row_is_told(name: str, tmp_path: Path) -> None:
+    content, (first, last), rows = SWALLOWED[name]
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    opens = f"{path}:{first}: a quotation mark opens a cell here, and closes it in row {last}: one row with quoting"
+    with pytest.raises(DataError, match=re.escape(opens)):
+        read_corpus(DataConfig(source=str(path)))
+    as_text = read_table(DataConfig(source=str(path), quoting=False)).rows
+    assert [toxic for toxic, _ in as_text] == rows
+    quoted = read_table(DataConfig(source=str(path), quoting=True)).rows
+    assert len(quoted) == len(rows) - (last - first)
+
+
+def test_a_quotation_that_never_closes_is_text_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "last.tsv"
+    path.write_text('toxic\tneutral1\na\t"b\nsay "so\tc\n')
+    with pytest.raises(DataError, match=r":2: broken quoting .* say data\.quoting: false\.$"):
+        read_table(DataConfig(source=str(path)))
+    assert read_table(DataConfig(source=str(path), quoting=False)).rows == [("a", ['"b']), ('say "so', ["c"])]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_quoted_line_ends_that_swallow_nothing_pass(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    lines = [
+        ["toxic", "neutral1", "neutral2"],
+        ['"a\nb"', '"c"', '""'],
+        ["a", '"b\r\nc"', "d"],
+        ['"x, ""y"""', "z", ""],
+    ]
+    path.write_text(
+        "".join(("\t" if suffix == ".tsv" else ",").join(line) + "\n" for line in lines), newline=""
+    )
+    assert read_table(DataConfig(source=str(path))).rows == [
+        ("a\nb", ["c", ""]),
+        ("a", ["b\r\nc", "d"]),
+        ('x, "y"', ["z", ""]),
+    ]
 
 
 def test_other_column_names(tmp_path: Path) -> None:
