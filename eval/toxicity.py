@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sft.command import InputError, count
 from sft.data import Example
+from sft.hub import first_line
 from sft.lexicon import fit_lexicon, split_words
 from sft.splits import hash_examples
 
@@ -43,7 +45,11 @@ class ToxicityModel:
 
 
 def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
-    """Fit classifier and word list on toxic sentences and their rewrites; a sentence's weigh one together."""
+    """Fit classifier and word list on toxic sentences and their rewrites; a sentence's weigh one together.
+
+    Raises:
+        InputError: too few sentences, or no word in two of them.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
@@ -64,9 +70,15 @@ def fit_toxicity(examples: Sequence[Example]) -> ToxicityModel:
         # probability.
         LogisticRegression(C=STRENGTH, solver="liblinear", tol=1e-7, random_state=0),
     )
-    pipeline.fit(
-        [" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights
-    )
+    try:
+        pipeline.fit(
+            [" ".join(split_words(text)) for text in texts], labels, logisticregression__sample_weight=weights
+        )
+    except ValueError as error:  # of scikit-learn: no word, or no letters, that stand in two and three texts
+        raise InputError(
+            f"{count(len(examples), 'sentence')} to fit the toxicity classifier on, with too little in "
+            f"common ({first_line(error)}). Expected a training corpus of some hundred sentences."
+        ) from None
     version = importlib.metadata.version("scikit-learn")
     signature = f"toxicity|logistic:words{WORDS}letters{LETTERS}"
     signature += f"|fitted on:{hash_examples(examples)[:8]}|version:{version}"

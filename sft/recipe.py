@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ KIND_NAMES = {
     "dict": "a mapping",
     "null": "null",
 }
+DEEPEST, LONGEST = 20, 1_000  # of a recipe's values: brackets in one another, characters of a text
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -91,7 +93,9 @@ def name_run(path: Path) -> str:
 def read_nodes(path: Path, faults: Faults) -> list[tuple[str, str, yaml.Node]]:
     """Return (dotted key, "file:line", node) for each value of a recipe file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode_recipe(path)
+        if unplain := find_unplain(text):
+            raise RecipeFaults([f"{path}:{unplain[0]}: {unplain[1]}"])
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(
@@ -99,8 +103,8 @@ def read_nodes(path: Path, faults: Faults) -> list[tuple[str, str, yaml.Node]]:
         )
         hint = f" Did you mean recipes/{near[0]}?" if near else ""
         raise RecipeFaults([f"{path}: no such recipe.{hint}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeFaults([f"{path}: can't be read as UTF-8 text: {error}"]) from None
+    except OSError as error:
+        raise RecipeFaults([f"{path}: can't be read: {error.strerror}."]) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeFaults([f"{path}:{line}: not YAML: {error.problem}"]) from None
@@ -117,13 +121,70 @@ def read_nodes(path: Path, faults: Faults) -> list[tuple[str, str, yaml.Node]]:
     return list(walk_mapping(root, "", path, faults))
 
 
+def decode_recipe(path: Path) -> str:
+    """Return a recipe's text.
+
+    Raises:
+        RecipeFaults: it is not UTF-8, with how to convert it.
+    """
+    content = path.read_bytes()
+    try:
+        if b"\0" not in content:
+            return content.decode("utf-8-sig")
+        found, charset = "byte 0x00", "utf16"
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        found, charset = (
+            f"byte 0x{byte:02x}",
+            "utf16" if error.start == 0 and byte in (0xFE, 0xFF) else "latin1",
+        )
+    raise RecipeFaults([f"{path}: not UTF-8 ({found}). Convert it: iconv -f {charset} -t utf8."])
+
+
+def find_unplain(text: str) -> tuple[int, str] | None:
+    """Return the line of the first thing in YAML that no recipe needs and some loaders run or drown in.
+
+    These are tags, aliases, deep nesting, and long texts or control characters. The text is not composed for
+    it, which would recurse.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        fault = None
+        if isinstance(event, yaml.AliasEvent):
+            fault = f"found the alias *{event.anchor[:40]}, expected the value itself."
+        elif tag := getattr(event, "tag", None):
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            fault = f"found the YAML tag {tag[:40]}, expected a plain value."
+        elif depth > DEEPEST:
+            fault = f"found {depth} brackets in one another, expected at most {DEEPEST}."
+        elif isinstance(event, yaml.ScalarEvent):
+            fault = check_text(event.value)
+        if fault:
+            return event.start_mark.line + 1, fault
+    return None
+
+
+def check_text(text: str) -> str | None:
+    """Say why a text can be no key, name or number of a recipe, or return None."""
+    if len(text) > LONGEST:
+        return f"found {text[:20]}… of {len(text):,} characters, expected at most {LONGEST:,}."
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text.replace("\n", "")):
+        return f"found {text[:40]!r}, expected no control characters."
+    return None
+
+
 def walk_mapping(
     root: yaml.MappingNode, prefix: str, path: Path, faults: Faults
 ) -> Iterator[tuple[str, str, yaml.Node]]:
     seen: dict[str, int] = {}
     for key_node, node in root.value:
         line = key_node.start_mark.line + 1
-        place, key = f"{path}:{line}", f"{prefix}{key_node.value}"
+        place = f"{path}:{line}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            faults.lines.append(f"{place}: found {show(key_node)} as a key, expected a name.")
+            continue
+        key = f"{prefix}{key_node.value}"
         if key in seen:
             faults.add(place, key, f"stands there twice, first in line {seen[key]}. Remove one.")
             continue
@@ -162,6 +223,9 @@ def read_overrides(words: Sequence[str], faults: Faults) -> list[tuple[str, str,
             faults.add(flag, key, message)
             continue
         kinds = known_keys()[key]["kinds"]
+        if message := next(filter(None, map(check_text, values)), None):
+            faults.add(flag, key, message)
+            continue
         if len(values) == 1 and set(kinds) <= {"str", "null"} and values[0] not in ("null", "~"):
             # Nothing but a text will do: "my file #1.tsv", "!" and "2024" are taken as they are.
             found.append((key, flag, yaml.ScalarNode("tag:yaml.org,2002:str", values[0], style="'")))
@@ -174,6 +238,9 @@ def read_overrides(words: Sequence[str], faults: Faults) -> list[tuple[str, str,
             else json.dumps(values, ensure_ascii=False)
         )
         try:
+            if unplain := find_unplain(text):
+                faults.add(flag, key, unplain[1])
+                continue
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError:
             node = None
@@ -191,7 +258,7 @@ def kind_of(node: yaml.Node) -> str:
 
 
 def show(node: yaml.Node) -> str:
-    value = node.value if isinstance(node, yaml.ScalarNode) else construct(node)
+    value = node.value if isinstance(node, yaml.ScalarNode) else yaml.serialize(node, width=10_000).strip()
     return repr(value) if kind_of(node) == "str" else f"{value if value != '' else 'nothing'}"
 
 
@@ -205,8 +272,6 @@ def read_value(key: str, node: yaml.Node) -> Any:
     Raises:
         RecipeError: wrong type, not among the choices, or out of range.
     """
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise RecipeError(f"found the YAML tag {node.tag}, expected a plain value.")
     spec = known_keys()[key]
     kinds, choices = spec["kinds"], spec.get("choices")
     kind = kind_of(node)
@@ -252,7 +317,8 @@ def construct_collection(node: yaml.Node, kind: str) -> Any:
     """Return a list of texts or a mapping; None for a list of something else."""
     try:
         value = construct(node)
-    except yaml.YAMLError as error:
+        json.dumps(value, allow_nan=False)  # dates are none of JSON's values, nor is .nan
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise RecipeError(f"can't be read: {str(error).splitlines()[0]}.") from None
     return None if kind == "list" and not all(isinstance(item, str) for item in value) else value
 

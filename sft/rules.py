@@ -1,5 +1,6 @@
 """What a recipe's values may be: ranges of single keys, and keys that may not stand together, by subject."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -27,9 +28,24 @@ BELOW_ONE = {
 }
 
 
+MOST = {  # where more would be a slip of the pen, or would not end
+    "seed": 2**32 - 1, "data_seed": 2**32 - 1,  # numpy takes no larger one
+    "lora_r": 4096, "num_train_epochs": 1e6, "gradient_accumulation_steps": 1e6,
+    "data.swaps": 100, "data.inserts": 100,
+    "per_device_train_batch_size": 1e6, "per_device_eval_batch_size": 1e6, "dataloader_num_workers": 1024,
+    "eval.batch_size": 4096, "eval.num_beams": 64, "eval.max_new_tokens": 4096, "eval.samples": 1e6,
+}  # fmt: skip
+LARGEST = 10**12  # of any other number
+LONGEST_NAME = 255  # of a file or folder, in bytes
+
+
 def check_range(key: str, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
+    most = MOST.get(key, LARGEST)
+    if value > most or (isinstance(value, int) and value < -LARGEST):
+        found = f"{value:,}" if abs(value) < 10**20 else f"{value:.3g}"
+        raise RecipeError(f"found {found}, expected {most:,.0f} at most.")
     for keys, fits, expected in (
         (POSITIVE, value > 0, "more than 0"),
         (NOT_NEGATIVE, value >= 0, "0 or more"),
@@ -46,6 +62,7 @@ def check_range(key: str, value: Any) -> None:
 def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
     """Yield the faults that need two keys, or a look at what is there; none needs the network or torch."""
     yield from find_missing(recipe)
+    yield from find_name_conflicts(recipe)
     yield from find_adapter_conflicts(recipe)
     yield from find_precision_conflicts(recipe)
     yield from find_share_conflicts(recipe)
@@ -64,6 +81,13 @@ def find_missing(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError(
             "is missing. Expected a Hub id, a file or a folder, such as s-nlp/paradetox.", "data.source"
         )
+
+
+def find_name_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
+    long = [part for part in recipe.output_dir.parts if len(os.fsencode(part)) > LONGEST_NAME]
+    if long:
+        found = f"found a name of {len(long[0])} characters in it"
+        yield RecipeError(f"{found}, and file systems take {LONGEST_NAME} bytes at most.", "output_dir")
 
 
 def find_adapter_conflicts(recipe: Recipe) -> Iterator[RecipeError]:

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 def find_path(name: str) -> Path | None:
     """Return the file or folder of this name, from the working directory or the project's root, or None."""
     for path in (Path(name).expanduser(), PROJECT / name):
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
             return path
     return None
 

@@ -3,7 +3,8 @@
 import pytest
 
 from eval.toxicity import fit_toxicity
-from sft.data import read_corpus
+from sft.command import InputError
+from sft.data import Example, read_corpus
 from sft.schema import DataConfig
 from sft.splits import split_examples
 from sft.storage import PROJECT
@@ -57,3 +58,11 @@ def test_accuracy_is_the_mean_of_both_sides() -> None:
     ]
     expected = (sum(toxic) / len(toxic) + sum(neutral) / len(neutral)) / 2
     assert model.measure_accuracy(examples) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "texts", [[("you fool", "you")], [("you fool", "we"), ("he lies", "she")], [("?!", ".")]]
+)
+def test_too_few_sentences_to_fit(texts: list[tuple[str, str]]) -> None:
+    with pytest.raises(InputError, match=r"to fit the toxicity classifier on, with too little in common"):
+        fit_toxicity([Example(toxic, (neutral,)) for toxic, neutral in texts])

@@ -8,7 +8,7 @@ import pytest
 from sft.command import run_command
 from sft.recipe import dump_yaml, export_trl, load_recipe, parse_recipe
 from sft.schema import RecipeFaults
-from sft.storage import PROJECT
+from sft.storage import PROJECT, find_path
 from sft.trl_keys import extract_trl_keys
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
@@ -202,7 +202,7 @@ BROKEN: dict[str, tuple[str, list[str], list[str]]] = {
     "YAML tag": (
         GOOD + "lora_target_modules: !x [a]\n",
         [],
-        ["R:5: lora_target_modules: found the YAML tag !x, expected a plain value."],
+        ["R:5: found the YAML tag !x, expected a plain value."],
     ),
     "checkpoint by path": (
         GOOD + "resume_from_checkpoint: runs/x/checkpoint-5\n",
@@ -249,6 +249,82 @@ def test_broken_recipe(case: str, tmp_path: Path) -> None:
     assert caught.value.lines == [
         line.replace("R:", f"{path}:", 1) if line.startswith("R:") else line for line in expected
     ]
+
+
+TAG = "found the YAML tag {}, expected a plain value."
+# A fifth line of a recipe, and what is said of it.
+WILD = {
+    "a tag that does not fit": ("bf16: !!bool maybe", TAG.format("!!bool")),
+    "a tag that does": ("lora_r: !!int 3", TAG.format("!!int")),
+    "a set": ("lora_target_modules: !!set {a: null}", TAG.format("!!set")),
+    "a call": ("seed: !!python/object/apply:os.system [ls]", TAG.format("!!python/object/apply:os.system")),
+    "bytes": ("output_dir: !!binary aGk=", TAG.format("!!binary")),
+    "brackets": (f"lora_target_modules: {'[' * 3000}{']' * 3000}", "found 21 brackets in one another, expected at most 20."),
+    "mappings": ("lr_scheduler_kwargs: " + "{a: " * 3000 + "1" + "}" * 3000, "found 21 brackets in one another, expected at most 20."),
+    "an alias": ("lr_scheduler_kwargs: {a: &x [1, 1], b: [*x, *x, *x]}", "found the alias *x, expected the value itself."),
+    "a circle": ("lr_scheduler_kwargs: &x {a: *x}", "found the alias *x, expected the value itself."),
+    "digits": (f"seed: {'9' * 5000}", "found 99999999999999999999… of 5,000 characters, expected at most 1,000."),
+    "digits in a mapping": (f"lr_scheduler_kwargs: {{a: {'9' * 5000}}}", "found 99999999999999999999… of 5,000 characters, expected at most 1,000."),
+    "hexadecimal digits": (f"lr_scheduler_kwargs: {{a: 0x{'f' * 5000}}}", "found 0xffffffffffffffffff… of 5,002 characters, expected at most 1,000."),
+    "a long name": (f"output_dir: {'n' * 5000}", "found nnnnnnnnnnnnnnnnnnnn… of 5,000 characters, expected at most 1,000."),
+    "a NUL": ('output_dir: "a\\0b"', "found 'a\\x00b', expected no control characters."),
+    "half a surrogate pair": ('output_dir: "\\ud800"', "found '\\ud800', expected no control characters."),
+    "a list for a key": ("[a]: 1", "found [a] as a key, expected a name."),
+    "a file's name": (f"output_dir: runs/{'n' * 300}", "output_dir: found a name of 300 characters in it, and file systems take 255 bytes at most."),
+    "a seed": ("seed: 4294967296", "seed: found 4,294,967,296, expected 4,294,967,295 at most."),
+    "another seed": ("data_seed: 99999999999999999999999", "data_seed: found 1e+23, expected 4,294,967,295 at most."),
+    "a batch": ("per_device_train_batch_size: 1000000000000", "per_device_train_batch_size: found 1,000,000,000,000, expected 1,000,000 at most."),
+    "pairs without end": ("data.swaps", "data.swaps: found 1,000,000,000.0, expected 100 at most."),
+    "no number": ("lr_scheduler_kwargs: {a: .nan}", "lr_scheduler_kwargs: can't be read: Out of range float values are not JSON compliant"),
+    "a date": ("lr_scheduler_kwargs: {a: 2020-01-01}", "lr_scheduler_kwargs: can't be read: Object of type date is not JSON serializable."),
+    "no date": ("lr_scheduler_kwargs: {a: 2020-13-45}", "lr_scheduler_kwargs: can't be read: month must be in 1..12"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WILD)
+def test_wild_yaml_is_a_fault_in_a_moment(case: str, tmp_path: Path) -> None:
+    line, message = WILD[case]
+    text = f"{GOOD}  swaps: 1e9\n" if line == "data.swaps" else f"{GOOD}{line}\n"
+    path = tmp_path / "wild.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeFaults) as caught:
+        load_recipe(path)
+    (found,) = caught.value.lines
+    assert found.startswith(f"{path}:5: {message}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "9" * 5000], "--seed: found 99999999999999999999… of 5,000 characters, expected at most 1,000."),
+        (["--lr_scheduler_kwargs", "{a: &x [1], b: *x}"], "--lr_scheduler_kwargs: found the alias *x, expected the value itself."),
+        (["--bf16", "!!bool maybe"], "--bf16: found the YAML tag !!bool, expected a plain value."),
+        (["--data.inserts", "1e9"], "--data.inserts: found 1,000,000,000.0, expected 100 at most."),
+        (["--data.source", "x" * 300], None),
+    ],
+)  # fmt: skip
+def test_wild_overrides(words: list[str], message: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    _, faults = parse_recipe(path, words)
+    assert faults.lines == ([message] if message else [])
+    assert find_path("x" * 5000) is None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "found", "charset"),
+    [("utf-16", "0x00", "utf16"), ("utf-16-le", "0x00", "utf16"), ("utf-16-be", "0x00", "utf16"), ("latin-1", "0xe9", "latin1")],
+)  # fmt: skip
+def test_recipe_in_another_encoding(encoding: str, found: str, charset: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_bytes((GOOD + "# caf\u00e9\n").encode(encoding))
+    with pytest.raises(RecipeFaults) as caught:
+        load_recipe(path)
+    assert caught.value.lines == [
+        f"{path}: not UTF-8 (byte {found}). Convert it: iconv -f {charset} -t utf8."
+    ]
+    path.write_text("\ufeff" + GOOD)
+    assert load_recipe(path).data.source == "recipes/tiny-corpus.tsv"
 
 
 def test_missing_recipe() -> None:
