@@ -152,7 +152,7 @@ def find_unplain(text: str) -> tuple[int, str] | None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         fault = None
         if isinstance(event, yaml.AliasEvent):
-            fault = f"found the alias *{event.anchor[:40]}, expected the value itself."
+            fault = f"found the alias *{str(event.anchor)[:40]}, expected the value itself."
         elif tag := getattr(event, "tag", None):
             tag = tag.replace("tag:yaml.org,2002:", "!!")
             fault = f"found the YAML tag {tag[:40]}, expected a plain value."
@@ -161,7 +161,7 @@ def find_unplain(text: str) -> tuple[int, str] | None:
         elif isinstance(event, yaml.ScalarEvent):
             fault = check_text(event.value)
         if fault:
-            return event.start_mark.line + 1, fault
+            return event.start_mark.line + 1 if event.start_mark else 1, fault
     return None
 
 
