@@ -186,6 +186,10 @@ def main() -> None:
     parser.add_argument("--auto_batch", action="store_true", help=AUTO_BATCH)
     arguments, words = parse_command(parser)
     preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch)
+
+    from sft.rehearsal import rehearse
+
+    rehearse(preflight)
     if arguments.json:
         print(json.dumps(preflight.describe()))
     else:

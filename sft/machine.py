@@ -143,7 +143,15 @@ def find_emissions_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
 
 def find_hardware_conflicts(recipe: Recipe, machine: Machine) -> Iterator[RecipeError]:
     trl = recipe.trl
+    if trl["use_liger_kernel"] and importlib.util.find_spec("liger_kernel") is None:
+        yield RecipeError("liger-kernel is not installed. Install it, or say false.", "use_liger_kernel")
     if not machine.on_gpu:
+        if trl["attn_implementation"] == "flex_attention":
+            message = "flex_attention trains on a GPU alone. Expected sdpa or eager."
+            yield RecipeError(message, "attn_implementation")
+        if trl["activation_offloading"]:
+            message = "there is no GPU whose memory it would spare. Expected false."
+            yield RecipeError(message, "activation_offloading")
         if trl["fp16"] or trl["dtype"] == "float16":
             message = "float16 does not train on a CPU. Expected bf16: true, or dtype: float32."
             yield RecipeError(message, "fp16" if trl["fp16"] else "dtype")

@@ -157,6 +157,9 @@ def find_model_conflicts(
 ) -> Iterator[RecipeError]:
     """Yield the faults of a recipe that only its model's config and tokenizer can show."""
     trl = recipe.trl
+    if not re.fullmatch(r"\w+", trl["attn_implementation"] or "eager"):
+        found = f"found {trl['attn_implementation']!r}, which is or may be code from the Hub"
+        yield RecipeError(f"{found}. Expected eager, sdpa or flash_attention_2.", "attn_implementation")
     if config.model_type == "bloom":
         if trl["padding_free"]:
             yield RecipeError(
@@ -246,6 +249,17 @@ def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = 
         raise RecipeError(f"TRL refuses it: {message}", named[0] if named else None) from None
 
 
+def build_on_meta(config: "PretrainedConfig", attention: str | None = None) -> "PreTrainedModel":
+    """Return a model of shapes alone: no weight is loaded, and none drawn."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, trust_remote_code=False
+        )
+
+
 def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, int]:
     """Return the number of trainable parameters, and of all with LoRA, from shapes: no weight is loaded.
 
@@ -254,12 +268,10 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
     """
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
     from trl import get_peft_config
 
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = build_on_meta(config)
     except (ValueError, ImportError) as error:
         raise RecipeError(f"is no causal language model: {first_line(error)}", "model_name_or_path") from None
     modules = [name for name, _ in model.named_modules()]
@@ -280,6 +292,21 @@ def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, i
             f"no layer of {Path(config.name_or_path).name} has the name {' or '.join(unknown)}. "
             f"Expected names among {', '.join(sorted(layers - {'lm_head'}))}, or all-linear.",
             "lora_target_modules",
+        )
+    saved = recipe.trl["lora_modules_to_save"] or ()
+    names = {name.rpartition(".")[2] for name in modules} | set(modules)
+    if missing := [name for name in saved if name not in names]:
+        raise RecipeError(
+            f"no module of {Path(config.name_or_path).name} has the name {' or '.join(missing)}. "
+            "Expected names such as lm_head, or null.",
+            "lora_modules_to_save",
+        )
+    weights = [name for name, _ in model.named_parameters()]
+    aimed = recipe.trl["lora_target_parameters"] or ()
+    if missing := [name for name in aimed if not any(weight.endswith(name) for weight in weights)]:
+        raise RecipeError(
+            f"no parameter of {Path(config.name_or_path).name} has the name {' or '.join(missing)}.",
+            "lora_target_parameters",
         )
     try:
         with torch.device("meta"):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from sft.idle import find_idle_keys
 from sft.schema import BASELINES, PROTOCOLS, Recipe, RecipeError
 
 POSITIVE = {
@@ -71,6 +72,7 @@ def find_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
     yield from find_column_conflicts(recipe)
     yield from find_scoring_conflicts(recipe)
     yield from find_publish_conflicts(recipe)
+    yield from find_idle_keys(recipe)
 
 
 def find_missing(recipe: Recipe) -> Iterator[RecipeError]:
@@ -92,6 +94,9 @@ def find_name_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
 
 def find_adapter_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
     trl = recipe.trl
+    if trl["lora_task_type"] != "CAUSAL_LM":
+        found = f"found {trl['lora_task_type']!r}, and this project trains causal language models"
+        yield RecipeError(f"{found}. Expected CAUSAL_LM.", "lora_task_type")
     quantised = [key for key in ("load_in_4bit", "load_in_8bit") if trl[key]]
     if len(quantised) == 2:
         yield RecipeError("4 bit and 8 bit at once. Keep one.", "load_in_8bit")
@@ -146,8 +151,16 @@ def find_stream_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
 
 
 def find_evaluation_conflicts(recipe: Recipe) -> Iterator[RecipeError]:
-    if recipe.trl["load_best_model_at_end"] and recipe.trl["eval_strategy"] == "no":
+    trl = recipe.trl
+    if trl["load_best_model_at_end"] and trl["eval_strategy"] == "no":
         yield RecipeError("needs eval_strategy: steps or epoch.", "load_best_model_at_end")
+    if trl["save_strategy"] == "best" and (trl["eval_strategy"] == "no" or not trl["metric_for_best_model"]):
+        message = "'best' needs eval_strategy: steps or epoch, and metric_for_best_model: loss."
+        yield RecipeError(message, "save_strategy")
+    if trl["metric_for_best_model"] not in (None, "loss", "eval_loss"):
+        found = f"found {trl['metric_for_best_model']!r}, and training measures the loss alone"
+        message = f"{found}: BLEU, ROUGE and chrF come from eval/run.py. Expected loss."
+        yield RecipeError(message, "metric_for_best_model")
 
 
 def find_column_conflicts(recipe: Recipe) -> Iterator[RecipeError]:

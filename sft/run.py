@@ -36,6 +36,7 @@ def main() -> None:
 
     from sft.model import load_base, save_adapter
     from sft.preemption import Preemption
+    from sft.rehearsal import rehearse
     from sft.train import build_trainer, find_start, is_done, open_run_dir, record_training
 
     run = Run(preflight.recipe.output_dir)
@@ -44,6 +45,7 @@ def main() -> None:
         tell_once(f"{run.root}: finished already, nothing is changed")
         return
     checkpoint = find_start(run, preflight, arguments.overwrite, arguments.elastic)
+    rehearse(preflight)
     if preflight.machine.processes.is_main_process:
         for note in preflight.list_notes():
             console.print(note, style="yellow")

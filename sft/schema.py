@@ -180,6 +180,10 @@ class Recipe:
         """Return the recipe with other values for some of TRL's keys."""
         return dataclasses.replace(self, trl=MappingProxyType(dict(self.trl) | values))
 
+    def is_override(self, key: str) -> bool:
+        """Say whether a key was set on the command line."""
+        return self.places.get(key, "").startswith("--")
+
     def report(self, error: RecipeError, faults: Faults) -> None:
         """Add an error to `faults`, at the place where its key was set; one fault a key is enough."""
         faults.status = max(faults.status, error.status)

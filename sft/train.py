@@ -327,24 +327,26 @@ def stream_rows(preflight: Preflight, config: SFTConfig) -> IterableDataset:
     return IterableDataset.from_generator(partial(stream_training_rows, **arguments))
 
 
-def build_trainer(
-    preflight: Preflight, model: PreTrainedModel, run: Run, checkpoint: Path | None, console: Console
+def make_trainer(
+    preflight: Preflight,
+    model: PreTrainedModel,
+    run: Run,
+    checkpoint: Path | None,
+    kind: "type[Trainer]" = Trainer,
 ) -> Trainer:
-    """Return the trainer, for rows that are tokenised already; its progress goes to `console`."""
+    """Return the trainer, for rows that are tokenised already."""
     evaluates = preflight.recipe.trl["eval_strategy"] != "no"
     packed = preflight.recipe.trl["packing"] and preflight.config.model_type == "bloom"
     config = build_sft_config(preflight.recipe, run, preflight.machine, packed)
     config.eval_on_start = config.eval_on_start and checkpoint is None
     for key, value in divide_batch(preflight, list_segments(run, preflight, checkpoint)).items():
         setattr(config, key, value)
-    # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
     rows = preflight.tokens["train"].rows
     if preflight.recipe.data.streaming:
         dataset = stream_rows(preflight, config)
     else:
         dataset = pack_rows(rows, config.max_length) if packed else Dataset.from_list(rows)
-    trainer = Trainer(
+    trainer = kind(
         model=model,
         args=config,
         train_dataset=dataset,
@@ -366,7 +368,19 @@ def build_trainer(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
-    samples_per_row = len(rows) / len(dataset) if packed else 1.0
+    return trainer
+
+
+def build_trainer(
+    preflight: Preflight, model: PreTrainedModel, run: Run, checkpoint: Path | None, console: Console
+) -> Trainer:
+    """Return the trainer of a run; its progress goes to `console`."""
+    # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
+    trainer = make_trainer(preflight, model, run, checkpoint)
+    packed = preflight.recipe.trl["packing"] and preflight.config.model_type == "bloom"
+    rows = preflight.tokens["train"].rows
+    samples_per_row = len(rows) / len(trainer.train_dataset) if packed else 1.0
     country = preflight.recipe.publish.emissions_country
     tracker = start_tracker(country) if country and trainer.is_world_process_zero() else None
     trainer.add_callback(ProgressLog(run, samples_per_row, console, tracker))
