@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from eval.adapter import Adapter, GenerationSettings
+from eval.lengths import refuse_long
 from eval.standalone import add_adapter, decode_answer, generate, load_base, load_tokenizer
 from sft.command import InputError, count, tell_once
 from sft.data import Example, clean_text, tokenise_texts
 from sft.hub import explain_errors, first_line
 from sft.machine import has_bfloat16, join_processes
-from sft.model import Base, load_config
+from sft.model import Base, find_positions, load_config
 from sft.prompt import TEMPLATE, format_prompt
 from sft.schema import RecipeError
 from sft.storage import write_text
@@ -67,6 +68,7 @@ class Rewriter:
         # With shots, prompts are about that many times as long.
         size = max(1, self.settings.batch_size // (1 + len(shots)))
         prompts = {index: solved + ids for index, ids in self.tokenise_prompts(texts).items()}
+        refuse_long(texts, prompts, find_positions(self.model), self.settings.max_new_tokens)
         work = partial(
             self.generate_batch, prefix=self.cache_prefix(prompts.values(), solved) if prompts else None
         )

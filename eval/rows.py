@@ -179,7 +179,7 @@ def read_unrewritten(path: Path) -> dict[str, list[str]]:
     if path.suffix == ".tsv":
         sentences = read_annotations(path)
     else:
-        sentences = {clean_text(line): [] for line in decode_file(path).splitlines()}
+        sentences = {clean_text(line): [] for line in decode_file(path).split("\n")}
     sentences.pop("", None)
     if not sentences:
         raise DataError(f"{path}: no sentence in it. Expected one a line at least.")

@@ -121,7 +121,8 @@ def read_predictions(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    return [line.strip() for line in decode_file(path).removesuffix("\n").split("\n")]
+    """Return the trimmed lines; a system may have answered nothing at all, so they may all be empty."""
+    return [line.strip() for line in decode_file(path, may_be_blank=True).removesuffix("\n").split("\n")]
 
 
 def read_references(path: Path) -> list[Example]:

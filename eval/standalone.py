@@ -30,11 +30,12 @@ class Published:
             return ""
         prompt = self.results["prompt"].replace("{text}", text)
         inputs = self.tokenizer(prompt, return_tensors="pt", split_special_tokens=True)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if ids[0, -1] == self.tokenizer.eos_token_id:  # some tokenizers append it, and a prompt goes on
+            ids, mask = ids[:, :-1], mask[:, :-1]
         settings = {key: self.results["generation"][key] for key in ("num_beams", "max_new_tokens")}
-        output = generate(
-            self.model, self.tokenizer, inputs["input_ids"], inputs["attention_mask"], **settings
-        )
-        return decode_answer(self.tokenizer, output[0, inputs["input_ids"].shape[1] :].tolist())
+        output = generate(self.model, self.tokenizer, ids, mask, **settings)
+        return decode_answer(self.tokenizer, output[0, ids.shape[1] :].tolist())
 
 
 def load_published(name: str, revision: str | None = None) -> Published:

@@ -4,10 +4,14 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.command import Refusal
+from sft.model import Base, build_on_meta, load_config
 from sft.run_dir import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What save_pretrained writes for a model and its tokenizer.
 MERGED = re.compile(
@@ -15,6 +19,17 @@ MERGED = re.compile(
     r"|vocab)\.json|model[\w-]*\.safetensors|merges\.txt|tokenizer\.model|chat_template\.jinja)"
 )
 LARGEST_LOSS = 1.0  # BLEU; rounding to 16 bit, and a base that was quantised, may change a few rewrites
+
+
+def restore_conv1d(model: "PreTrainedModel", base: Base) -> None:
+    """Turn weights back that quantising has turned: GPT-2's Conv1D layers come back as Linear ones."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in build_on_meta(load_config(base)).named_modules():
+        linear = model.get_submodule(name) if isinstance(module, Conv1D) else None
+        if isinstance(linear, Linear):
+            linear.weight.data = linear.weight.data.T.contiguous()
 
 
 def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -44,6 +59,7 @@ def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]
     model = load_model(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(
         torch.bfloat16
     )
+    restore_conv1d(model, adapter.base)
     model.config.name_or_path = adapter.base.name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)

@@ -173,11 +173,15 @@ class TokenRows:
 def tokenise_texts(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", is_start: bool = True
 ) -> list[list[int]]:
-    """Return each text's token ids. A text that spells a special token ("</s>") stays text."""
+    """Return each text's token ids. A text that spells a special token ("</s>") stays text.
+
+    An end token that the tokenizer itself appends is left out: a prompt goes on, and an answer gets its own.
+    """
     if not texts:
         return []
     options = {"add_special_tokens": is_start, "split_special_tokens": True, "return_attention_mask": False}
-    return tokenizer(list(texts), **options)["input_ids"]
+    rows, end = tokenizer(list(texts), **options)["input_ids"], tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == end else ids for ids in rows]
 
 
 def tokenise_pairs(

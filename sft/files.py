@@ -113,10 +113,10 @@ def check_files(paths: Sequence[Path], quoting: bool | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_text(path: Path, newline: str = "") -> Iterator[TextIO]:
+def open_text(path: Path, newline: str = "", may_be_blank: bool = False) -> Iterator[TextIO]:
     """Open a text file to be read as UTF-8 with or without a byte order mark; `newline` as for `open`."""
     with path.open("rb") as stream:
-        if not any(line.strip() for line in stream):
+        if not may_be_blank and not any(line.strip() for line in stream):
             raise DataError(
                 f"{path}: the file is empty. Expected a header and at least one row.", key="data.source"
             )
@@ -143,9 +143,9 @@ def find_broken_byte(path: Path) -> tuple[int, int]:
     raise AssertionError(f"{path} is UTF-8")
 
 
-def decode_file(path: Path) -> str:
+def decode_file(path: Path, may_be_blank: bool = False) -> str:
     """Return a text file's content, read as UTF-8 with or without a byte order mark."""
-    with open_text(path) as stream:
+    with open_text(path, may_be_blank=may_be_blank) as stream:
         return stream.read()
 
 

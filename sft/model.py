@@ -57,6 +57,8 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
             raise RecipeError(f"{name} is no model folder (no config.json in it).", "model_name_or_path")
         refuse_code(name, path)
         refuse_pickles(name, {p.name for p in path.iterdir()})
+        if snapshot := name_snapshot(path):
+            return Base(snapshot[0], str(path), snapshot[1], {})
         weights = {p.name: hash_file(p) for p in sorted(path.glob("*.safetensors"))}
         return Base(name_path(path), str(path), None, weights)
     with explain_errors(name, "model", revision, ("model_name_or_path", "model_revision")):
@@ -66,6 +68,15 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
     refuse_code(name, folder)
     refuse_pickles(name, list_hub_files(name, folder))
     return Base(name, name, folder.name, {})
+
+
+def name_snapshot(path: Path) -> tuple[str, str] | None:
+    """Return the Hub id and commit of a folder in the Hub's cache (models--owner--name/snapshots/COMMIT)."""
+    *_, repository, snapshots, commit = ("", "", *path.absolute().parts)
+    kind, _, name = repository.partition("--")
+    if (kind, snapshots) != ("models", "snapshots") or not re.fullmatch("[0-9a-f]{40}", commit):
+        return None
+    return name.replace("--", "/", 1), commit
 
 
 def refuse_code(name: str, folder: Path) -> None:
@@ -258,6 +269,20 @@ def build_on_meta(config: "PretrainedConfig", attention: str | None = None) -> "
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attention, trust_remote_code=False
         )
+
+
+def find_positions(model: "PreTrainedModel") -> int | None:
+    """Return the number of positions that a model has learnt an embedding of; None where it learns none.
+
+    Behind the last one it fails with an IndexError. Rotary positions and ALiBi have no such end.
+    """
+    import torch
+
+    for name, module in model.named_modules():
+        is_learnt = isinstance(module, torch.nn.Embedding)
+        if is_learnt and re.search(r"(^|[._])(wpe|positions?(_embeddings?)?)$", name):
+            return int(module.num_embeddings - getattr(module, "offset", 0))
+    return None
 
 
 def count_parameters(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, int]:

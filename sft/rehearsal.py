@@ -21,11 +21,13 @@ import torch
 from transformers import PreTrainedModel
 from trl import get_quantization_config
 
-from sft.data import TokenRows
+from sft.command import count
+from sft.data import TokenRows, tokenise_texts
 from sft.hub import first_line
 from sft.idle import find_set_keys
-from sft.model import build_model_config, build_on_meta
+from sft.model import build_model_config, build_on_meta, find_positions
 from sft.preflight import Preflight
+from sft.prompt import format_prompt
 from sft.run_dir import Run
 from sft.schema import Faults, RecipeError, RecipeFaults
 from sft.train import Trainer, make_trainer, pack_rows
@@ -107,6 +109,7 @@ def find_start_faults(preflight: Preflight) -> Iterator[RecipeError]:
         return
     yield from find_token_faults(preflight, model)
     yield from find_size_faults(preflight)
+    yield from find_length_faults(preflight, model)
     if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
         return  # they take over the model when its trainer is built
     with tempfile.TemporaryDirectory() as folder:
@@ -150,6 +153,30 @@ def find_token_faults(preflight: Preflight, model: PreTrainedModel) -> Iterator[
     if largest >= most:
         message = f"its tokenizer writes token {largest:,}, and it has embeddings of {most:,}"
         yield RecipeError(f"{message}. Expected a base with its own tokenizer.", "model_name_or_path")
+
+
+def find_length_faults(preflight: Preflight, model: PreTrainedModel) -> Iterator[RecipeError]:
+    """Yield the sentences that the base has no positions for, in training or with an answer in evaluation."""
+    positions, name = find_positions(model), preflight.base.name
+    if positions is None:
+        return
+    longest = max(len(row["input_ids"]) for split in preflight.tokens.values() for row in split.rows)
+    if preflight.recipe.trl["packing"] and preflight.recipe.trl["max_length"] is not None:
+        longest = max(longest, preflight.recipe.trl["max_length"])
+    if longest > positions:
+        message = f"leaves rows of {longest:,} tokens, and {name} has learnt {positions:,} positions"
+        yield RecipeError(f"{message}. Expected {positions} at most.", "max_length")
+    answer = preflight.recipe.eval.max_new_tokens or preflight.tokens["train"].longest_answer
+    prompts = [format_prompt(example.toxic) for example in preflight.splits["test"]]
+    lengths = sorted(map(len, tokenise_texts(prompts, preflight.tokenizer)))
+    long = [length for length in lengths if length + answer > positions]
+    if long:
+        yield RecipeError(
+            f"{count(len(long), 'test sentence')} could not be evaluated: prompts of up to {long[-1]:,} "
+            f"tokens with answers of up to {answer:,}, and {name} has learnt {positions:,} positions. Leave "
+            "these sentences out of the data, or lower eval.max_new_tokens.",
+            "data.source",
+        )
 
 
 def find_size_faults(preflight: Preflight) -> Iterator[RecipeError]:

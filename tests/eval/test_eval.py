@@ -220,6 +220,14 @@ def test_sentences_that_annotators_could_not_rewrite_are_read_with_their_reasons
 
 
 @pytest.mark.parametrize(
+    "sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"], ids=ascii
+)
+def test_a_line_ends_where_its_file_says_so(sign: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "cannot.txt", f"you{sign}moron\nstop it\n")
+    assert read_unrewritten(tmp_path / "cannot.txt") == {"you moron": [], "stop it": []}
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         (

@@ -250,3 +250,15 @@ def test_command(
         done = run_python("-m", "eval.score", *arguments)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+@pytest.mark.parametrize("text", ["\n\n\n", "", " \n\t\n\n"])
+def test_a_system_may_answer_nothing(text: str, tmp_path: Path) -> None:
+    rows = max(text.count("\n"), 1)
+    predictions, references = tmp_path / "predictions.txt", tmp_path / "references.tsv"
+    predictions.write_text(text)
+    references.write_text(
+        "toxic\tneutral1\n" + "".join(f"you fool {row}\tyou {row}\n" for row in range(rows))
+    )
+    results = score_files(predictions, references, None)
+    assert (results.data.rows, results.to_json()["systems"]["predictions"]["bleu"]["value"]) == (rows, 0)

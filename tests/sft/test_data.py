@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import PARADETOX, SHARED, needs_paradetox
 
-from sft.data import Example, clean_rows, clean_text, normalise, read_corpus, tokenise_pairs
+from sft.data import Example, clean_rows, clean_text, normalise, read_corpus, tokenise_pairs, tokenise_texts
 from sft.files import DataError
 from sft.prompt import format_prompt
 from sft.schema import DataConfig
@@ -546,3 +546,19 @@ def test_tokens_are_those_of_trl(mini_base: Path, tmp_path: Path) -> None:
     )
     rows = tokenise_pairs(examples, tokenizer, None).rows
     assert rows == [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in trainer.train_dataset]
+
+
+@pytest.mark.parametrize("template", ["$A:0 </s>:0", "<s>:0 $A:0 </s>:0", "<s>:0 $A:0"])
+def test_a_prompt_never_ends_in_an_end_token(template: str, mini_base: Path) -> None:
+    """As some tokenizers append one to each text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(mini_base)
+    plain = tokenise_texts(["you fool"], tokenizer)[0]
+    specials = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
+    start = [tokenizer.bos_token_id] if "<s>" in template else []
+    assert tokenise_texts(["you fool"], tokenizer) == [[*start, *plain]]
+    (row,) = tokenise_pairs([Example("you fool", ("you",))], tokenizer, None).rows
+    assert row["input_ids"].count(tokenizer.eos_token_id) == 1

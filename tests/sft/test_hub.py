@@ -15,6 +15,7 @@ from hub_double import HubDouble
 from transformers import AutoTokenizer
 
 from publish.card import format_python
+from sft.model import resolve_base
 
 
 @pytest.fixture
@@ -247,3 +248,20 @@ def test_code_of_a_card_and_of_its_merged_model(
         answer = done.stdout.strip()
         assert end not in AutoTokenizer.from_pretrained(mini_base).tokenize(answer)
         assert difflib.SequenceMatcher(None, answer, shown, autojunk=False).ratio() > 0.9
+
+
+def test_a_folder_of_the_cache_is_the_hub_base_that_it_holds(mini_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "models--big--some-model" / "snapshots" / commit
+    shutil.copytree(mini_base, folder)
+    for name in (str(folder), f"{folder}/"):
+        base = resolve_base(name)
+        assert (base.name, base.revision, base.path) == ("big/some-model", commit, str(folder))
+    for other in (
+        tmp_path / "models--big--some-model" / "snapshots" / "main",
+        tmp_path / "snapshots" / commit,
+    ):
+        shutil.copytree(mini_base, other)
+        assert resolve_base(str(other)).revision is None

@@ -158,3 +158,32 @@ def test_what_cannot_be_built_without_weights_is_no_fault(
 
     monkeypatch.setattr(Trainer, "create_optimizer", read_weights)
     rehearse(preflight)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_sentences_beyond_the_learnt_positions_are_told_at_once(
+    kind: str, mini_base: Path, mini_arguments: list[str], tmp_path: Path
+) -> None:
+    from test_architectures import make_base
+
+    base, positions = make_base(kind, mini_base, tmp_path / kind), 512
+    long = tmp_path / "long.tsv"
+    rows = [f"{f'moron{row} ' * positions}\tyou {row}\n" for row in range(40)]
+    short = [f"you damn moron number{row}\tyou {row}\n" for row in range(40)]
+    long.write_text("toxic\tneutral1\n" + "".join(rows + short))
+    arguments = [
+        *mini_arguments[1:],
+        "--model_name_or_path",
+        str(base),
+        "--lora_target_modules",
+        "all-linear",
+    ]
+    arguments += ["--data.source", str(long), "--output_dir", str(tmp_path / "run")]
+    preflight = inspect_recipe(mini_arguments[0], [*arguments, "--max_length", "160"])
+    with pytest.raises(
+        RecipeFaults, match=r"test sentences? could not be evaluated: prompts of up to [0-9,]+ tokens"
+    ):
+        rehearse(preflight)
+    preflight = inspect_recipe(mini_arguments[0], [*arguments, "--max_length", "4000"])
+    with pytest.raises(RecipeFaults, match=r"--max_length: leaves rows of .* has learnt 512 positions"):
+        rehearse(preflight)
