@@ -309,11 +309,20 @@ def build_metadata(facts: CardFacts) -> str:
             "trl",
             "sft",
             "not-for-all-audiences",
+            *list_tracker_tags(facts.recipe),
         ],
         model_name=facts.name,
         eval_results=evaluations,
         **extra,
     ).to_yaml()
+
+
+def list_tracker_tags(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the tags for the Hub's tab of metrics, where trackio has reported the training."""
+    report_to, space = recipe["report_to"] or [], recipe["trackio_space_id"]
+    if "trackio" not in ([report_to] if isinstance(report_to, str) else report_to):
+        return []
+    return ["trackio", *([f"trackio:https://huggingface.co/spaces/{space}"] if space else [])]
 
 
 def name_hardware(hardware: Mapping[str, Any]) -> str:

@@ -231,6 +231,7 @@ def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = 
     """
     import dataclasses
 
+    from accelerate import DistributedType, PartialState
     from trl import SFTConfig
 
     values = {f.name: recipe.trl[f.name] for f in dataclasses.fields(SFTConfig) if f.name in recipe.trl}
@@ -251,13 +252,17 @@ def build_sft_config(recipe: Recipe, run: Run, machine: Machine, packed: bool = 
     if not values["packing"]:
         values["dataset_kwargs"] = {"skip_prepare_dataset": True}
     try:
-        return SFTConfig(**values)
+        config = SFTConfig(**values)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         message = first_line(error)
         named = [
             key for key in sorted(recipe.given, key=len, reverse=True) if re.search(rf"\b{key}\b", message)
         ]
         raise RecipeError(f"TRL refuses it: {message}", named[0] if named else None) from None
+    if machine.on_cpu and machine.sharding == "fsdp":
+        # For accelerate, only GPUs have FSDP: on CPUs it would replicate the model without a word.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+    return config
 
 
 def build_on_meta(config: "PretrainedConfig", attention: str | None = None) -> "PreTrainedModel":

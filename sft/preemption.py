@@ -27,6 +27,30 @@ class Preempted(RunError):
     status = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, to be tried again
 
 
+class ProcessLost(RunError):
+    """Another process of this training died, and took it with it."""
+
+    status = 1
+
+
+@contextlib.contextmanager
+def explain_losses() -> Iterator[None]:
+    """Say in one line that another process died, where the block's exchanges with it break off.
+
+    Raises:
+        ProcessLost: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        message = (
+            "another process of this training died, or its node did: see what it, or its launcher, says."
+        )
+        raise ProcessLost(f"{message} With --resume auto it goes on from its last checkpoint.") from None
+
+
 class Preemption(TrainerCallback):
     """Ends the training after the step in which any process got a signal, with one checkpoint."""
 

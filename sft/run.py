@@ -35,9 +35,9 @@ def main() -> None:
     preflight = inspect_recipe(arguments.recipe, words, arguments.auto_batch, arguments.overwrite)
 
     from sft.model import load_base, save_adapter
-    from sft.preemption import Preemption
+    from sft.preemption import Preemption, explain_losses
     from sft.rehearsal import rehearse
-    from sft.train import build_trainer, find_start, is_done, open_run_dir, record_training
+    from sft.train import agree_on_start, build_trainer, find_start, is_done, open_run_dir, record_training
 
     run = Run(preflight.recipe.output_dir)
     console = Console(stderr=arguments.json)
@@ -45,12 +45,13 @@ def main() -> None:
         tell_once(f"{run.root}: finished already, nothing is changed")
         return
     checkpoint = find_start(run, preflight, arguments.overwrite, arguments.elastic)
+    agree_on_start(run, checkpoint)
     rehearse(preflight)
     if preflight.machine.processes.is_main_process:
         for note in preflight.list_notes():
             console.print(note, style="yellow")
     preemption = Preemption()
-    with hold_run(run), preemption.catch_signals():
+    with hold_run(run), preemption.catch_signals(), explain_losses():
         model = load_base(preflight.recipe, preflight.base)
         trainer = build_trainer(preflight, model, run, checkpoint, console)
         trainer.add_callback(preemption)

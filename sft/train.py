@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from rich.console import Console
 from torch.utils.data import Sampler
@@ -116,6 +117,20 @@ def find_start(run: Run, preflight: Preflight, overwrite: bool, elastic: bool = 
         )
     divide_batch(preflight, list_segments(run, preflight, checkpoint))
     return checkpoint
+
+
+def agree_on_start(run: Run, checkpoint: Path | None) -> None:
+    """Wait until each process has looked at the run directory, before the main one changes it.
+
+    Raises:
+        RunError: they see different ones.
+    """
+    seen = set(gather_object([checkpoint.name if checkpoint else "no checkpoint"]))
+    if len(seen) > 1:
+        raise RunError(
+            f"{run.root}: found {' and '.join(sorted(seen))}, by different processes. "
+            "Expected an output_dir that all nodes share."
+        )
 
 
 def find_changes(run: Run, preflight: Preflight) -> list[str]:

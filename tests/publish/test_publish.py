@@ -528,6 +528,19 @@ def test_examples_that_are_shown_in_full_hold_no_listed_word_if_there_are_such()
     assert show(("oh crud", "oh"), ("you crud", "you"))[0] == ["oh", "you"], "none at all: as they are"
 
 
+def test_trackio_gives_the_tags_of_the_metrics_tab() -> None:
+    facts = golden_facts()
+
+    def list_tags(**keys: object) -> list[str]:
+        recipe = {**facts.recipe, **keys}
+        return split_card(render_card(dataclasses.replace(facts, recipe=recipe)))[0]["tags"]
+
+    assert not any("trackio" in tag for tag in list_tags())
+    assert list_tags(report_to=["tensorboard", "trackio"])[-1] == "trackio"
+    tags = list_tags(report_to="trackio", trackio_space_id="me/board")
+    assert tags[-2:] == ["trackio", "trackio:https://huggingface.co/spaces/me/board"]
+
+
 def test_another_number_of_processes_is_on_the_card() -> None:
     facts = golden_facts()
     segments = [{"from_step": 0, "processes": 2}, {"from_step": 900, "processes": 1}]
