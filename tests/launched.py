@@ -6,7 +6,6 @@ Each process writes what it saw to FOLDER/rank<N>.json: the messages of the runs
 that it opened for writing below FOLDER.
 """
 
-import gc
 import json
 import os
 import signal
@@ -14,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import eval.run
 import sft.run
@@ -51,7 +52,7 @@ def main() -> None:
     except Preempted as error:
         messages.append(str(error))
     call(sft.run, *resumed)
-    gc.collect()  # else ZeRO-3's settings, which a training's arguments hold, would bind the evaluation, too
+    unset_hf_deepspeed_config()  # an evaluation, in processes of its own, would not find a training's settings
     call(eval.run, ROOT / "whole")
     (ROOT / f"rank{RANK}.json").write_text(json.dumps({"messages": messages, "written": written}))
 

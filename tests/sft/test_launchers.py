@@ -18,7 +18,7 @@ from conftest import Main
 from sft.run_dir import Run
 from sft.storage import PROJECT, hash_file, read_json, read_json_lines
 
-NEEDS = {"deepspeed_zero3": ("deepspeed", "DS_BUILD_OPS=0 pip install -e '.[deepspeed]'")}
+TRACKERS = ("tensorboard", "trackio")
 # One thread a process, also where it is its node's only one: another number would round otherwise.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}
 
@@ -46,10 +46,14 @@ def launched(steps: list[str], tmp_path_factory: pytest.TempPathFactory) -> Call
     folders: dict[str, Path] = {}
 
     def launch(name: str) -> Path:
+        needed = [*TRACKERS, "deepspeed"] if name == "deepspeed_zero3" else TRACKERS
+        if missing := [module for module in needed if importlib.util.find_spec(module) is None]:
+            pytest.skip(f"no {', '.join(missing)}: pip install -c constraints.txt -e '.[deepspeed,watch]'")
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
             words = [PROJECT / "tests" / "launched.py", folders[name], *steps]
-            done = run_launcher(name, *words, "--per_device_train_batch_size", 12)
+            words += ["--per_device_train_batch_size", 12, "--report_to", *TRACKERS]
+            done = run_launcher(name, *words, TRACKIO_DIR=str(folders[name] / "trackio"))
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
         return folders[name]
 
@@ -70,9 +74,10 @@ def list_words(name: str, *words: object) -> list[str]:
     return [str(word) for word in [*launcher, *words]]
 
 
-def run_launcher(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+def run_launcher(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        list_words(name, *words), cwd=PROJECT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300
+        list_words(name, *words), cwd=PROJECT, env=os.environ | ENVIRONMENT | variables, capture_output=True, text=True,
+        timeout=300,
     )  # fmt: skip
 
 
@@ -95,8 +100,6 @@ def test_two_processes_train_as_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The same adapter, resumed to the same bytes after a signal to one process, evaluated and published."""
-    if name in NEEDS and importlib.util.find_spec(NEEDS[name][0]) is None:
-        pytest.skip(f"{NEEDS[name][0]} is not installed: {NEEDS[name][1]}")
     root = launched(name)
     whole, resumed = Run(root / "whole"), Run(root / "resumed")
     assert read_json(whole.environment_path)["sharding"] == {"ddp": None, "deepspeed_zero3": "deepspeed"}.get(
@@ -110,7 +113,8 @@ def test_two_processes_train_as_one(
     assert "stopped by SIGTERM after step 3 of 40" in main["messages"][0]
     # What the second process writes are its own parts: of checkpoints, and of an evaluation's journal.
     assert all("/checkpoints/" in path or "/unfinished/" in path for path in other["written"])
-    assert sum(path.endswith("train.jsonl") for path in main["written"])
+    assert len([*(whole.root / "logs").iterdir()]) == 1, "one process reports to TensorBoard"
+    assert len([*(root / "trackio").glob("*.db")]) == 1
     assert read_json(whole.eval / "results.json")["processes"] == 2
     call_main("publish.run", whole.root)
     assert "README.md" in capsys.readouterr().out
