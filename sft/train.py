@@ -390,9 +390,11 @@ def build_trainer(
     preflight: Preflight, model: PreTrainedModel, run: Run, checkpoint: Path | None, console: Console
 ) -> Trainer:
     """Return the trainer of a run; its progress goes to `console`."""
-    # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "logs"))
     trainer = make_trainer(preflight, model, run, checkpoint)
+    for callback in trainer.callback_handler.callbacks:
+        # TensorBoard's own default lies in output_dir, which is removed with the checkpoints.
+        if type(callback).__name__ == "TensorBoardCallback" and callback.logging_dir is None:
+            callback.logging_dir = str(run.root / "logs")
     packed = preflight.recipe.trl["packing"] and preflight.config.model_type == "bloom"
     rows = preflight.tokens["train"].rows
     samples_per_row = len(rows) / len(trainer.train_dataset) if packed else 1.0

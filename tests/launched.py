@@ -45,13 +45,13 @@ def preempt(*words: Any, **_: Any) -> None:
 def main() -> None:
     messages = []
     call(sft.run, *ARGUMENTS, "--output_dir", ROOT / "whole")
-    resumed = [*ARGUMENTS, "--output_dir", ROOT / "resumed", "--resume", "auto"]
-    try:
-        with mock.patch("sft.preemption.Preemption.on_step_begin", preempt):
-            call(sft.run, *resumed)
-    except Preempted as error:
-        messages.append(str(error))
-    call(sft.run, *resumed)
+    for name in ("resumed", "left"):  # the latter goes on elsewhere, on another number of processes
+        try:
+            with mock.patch("sft.preemption.Preemption.on_step_begin", preempt):
+                call(sft.run, *ARGUMENTS, "--output_dir", ROOT / name, "--resume", "auto")
+        except Preempted as error:
+            messages.append(str(error))
+    call(sft.run, *ARGUMENTS, "--output_dir", ROOT / "resumed", "--resume", "auto")
     unset_hf_deepspeed_config()  # an evaluation, in processes of its own, would not find a training's settings
     call(eval.run, ROOT / "whole")
     (ROOT / f"rank{RANK}.json").write_text(json.dumps({"messages": messages, "written": written}))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import Main
 
+from sft.command import RunError
 from sft.run_dir import Run
 from sft.storage import PROJECT, hash_file, read_json, read_json_lines
 
@@ -119,6 +120,21 @@ def test_two_processes_train_as_one(
     call_main("publish.run", whole.root)
     assert "README.md" in capsys.readouterr().out
     assert (whole.publish / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_for_two(
+    launched: Callable[[str], Path], steps: list[str], by_one: Run, call_main: Main
+) -> None:
+    """With the rows and the batch that two processes would have had; only when it is asked for."""
+    run = Run(launched("ddp") / "left")
+    words = [*steps, "--per_device_train_batch_size", 12, "--report_to", *TRACKERS, "--output_dir", run.root]
+    with pytest.raises(RunError, match="began with another number of processes "):
+        call_main("sft.run", *words, "--resume", "auto")
+    call_main("sft.run", *words, "--resume", "auto", "--elastic")
+    segments = [{"from_step": 0, "processes": 2}, {"from_step": 3, "processes": 1}]
+    assert read_json(run.environment_path)["training"]["elastic"] == segments
+    assert measure_distance(by_one, run) < 1e-3
 
 
 @pytest.mark.slow
