@@ -423,15 +423,8 @@ def test_launchers_one_thread_becomes_all_cores(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--nproc_per_node", "2"],
-        ["accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"],
-    ],
-    ids=["torchrun", "accelerate"],
-)
-def test_two_processes_train_one_run(launcher: list[str], mini_arguments: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_one_run(mini_arguments: list[str], tmp_path: Path) -> None:
+    launcher = ["accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"]
     root = tmp_path / "run"
     arguments = [*mini_arguments, "--max_steps", 4, "--eval.batch_size", 4, "--output_dir", root]
     done = run_python("-m", *launcher, "sft/run.py", *arguments)
