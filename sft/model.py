@@ -57,6 +57,7 @@ def resolve_base(name: str, revision: str | None = None) -> Base:
             raise RecipeError(f"{name} is no model folder (no config.json in it).", "model_name_or_path")
         refuse_code(name, path)
         refuse_pickles(name, {p.name for p in path.iterdir()})
+        refuse_broken(name, path)
         if snapshot := name_snapshot(path):
             return Base(snapshot[0], str(path), snapshot[1], {})
         weights = {p.name: hash_file(p) for p in sorted(path.glob("*.safetensors"))}
@@ -108,6 +109,19 @@ def refuse_pickles(name: str, files: Collection[str]) -> None:
             "Expected safetensors. Convert them where you trust them: from_pretrained, then save_pretrained."
         )
         raise RecipeError(f"{message} {hint}", "model_name_or_path")
+
+
+def refuse_broken(name: str, folder: Path) -> None:
+    """Raise where a folder's weights file is cut off or no safetensors: its header tells its length."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            message = f"{name}: its {file.name} is broken or cut off ({first_line(error)}). Copy it again."
+            raise RecipeError(message, "model_name_or_path") from None
 
 
 def list_hub_files(name: str, snapshot: Path) -> set[str]:

@@ -187,3 +187,26 @@ def test_sentences_beyond_the_learnt_positions_are_told_at_once(
     preflight = inspect_recipe(mini_arguments[0], [*arguments, "--max_length", "4000"])
     with pytest.raises(RecipeFaults, match=r"--max_length: leaves rows of .* has learnt 512 positions"):
         rehearse(preflight)
+
+
+@pytest.mark.parametrize("content", ["empty", "cut off", "no header", "a text"])
+def test_broken_weights_are_told(
+    content: str, mini_base: Path, mini_arguments: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(mini_base, base)
+    weights = base / "model.safetensors"
+    whole = weights.read_bytes()
+    broken = {
+        "empty": b"",
+        "cut off": whole[: len(whole) // 2],
+        "no header": whole[100:],
+        "a text": b"version https",
+    }
+    weights.write_bytes(broken[content])
+    with pytest.raises(
+        RecipeFaults, match=r"--model_name_or_path: .* its model\.safetensors is broken or cut off"
+    ):
+        inspect_recipe(mini_arguments[0], [*mini_arguments[1:], "--model_name_or_path", str(base)])
