@@ -111,7 +111,7 @@ def test_file_tree_names_each_file() -> None:
 def test_modules_that_are_named_exist(name: str) -> None:
     text = DOCUMENTS[name]
     called = [f"{name.replace('.', '/')}.py" for name in re.findall(r"-m ((?:sft|eval|publish)\.\w+)", text)]
-    modules = {*called, *re.findall(r"\b(?:sft|eval|publish)/\w+\.py\b", text)}
+    modules = {*called, *re.findall(r"(?<![\w/])(?:sft|eval|publish)/\w+\.py\b", text)}
     assert not {module for module in modules if not (PROJECT / module).exists()}
 
 
