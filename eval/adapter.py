@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.standalone import FILES, download_files
-from sft.command import InputError, RunError
+from sft.command import InputError, Refusal, RunError
 from sft.hub import HubFailure, explain_errors
 from sft.model import Base, resolve_base
 from sft.prompt import TEMPLATE
@@ -45,18 +45,35 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A fine-tuned adapter with all that its use needs: where its files lie, its base, and its settings."""
+    """A fine-tuned adapter with all that its use needs: where its files lie, its base, and its settings.
+
+    Its hashes are taken when it is found, and so before it is loaded.
+    """
 
     folder: Path
     base: Base
     quantization: dict[str, Any]
     settings: GenerationSettings
     tokens: dict[str, str | None]  # `pad_token` and `eos_token`, where the recipe names them
+    hashes: dict[str, str]  # of its files, as results.json has them
 
-    def describe(self) -> dict[str, str]:
-        """Return the hashes of its files, as results.json has them."""
-        weights, config = self.folder / "adapter_model.safetensors", self.folder / "adapter_config.json"
-        return {"sha256": hash_file(weights), "config_sha256": hash_file(config)}
+    def check_unchanged(self) -> None:
+        """Raise where its files are no longer those that were found.
+
+        Raises:
+            Refusal: somebody has replaced them.
+        """
+        if hash_adapter(self.folder) != self.hashes:
+            raise Refusal(
+                f"{self.folder}: its files were replaced while they were in use, so that nobody knows "
+                "which adapter wrote the outputs. Start the same command again."
+            )
+
+
+def hash_adapter(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of an adapter's two files, as results.json has them."""
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    return {"sha256": hash_file(weights), "config_sha256": hash_file(config)}
 
 
 def find_adapter(name: str) -> Adapter:
@@ -94,7 +111,7 @@ def open_adapter(run: Run) -> Adapter:
     settings = choose_settings(recipe, manifest)
     quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
     tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}
-    return Adapter(run.adapter, base, quantization, settings, tokens)
+    return Adapter(run.adapter, base, quantization, settings, tokens, hash_adapter(run.adapter))
 
 
 def choose_settings(recipe: Recipe, manifest: dict[str, Any]) -> GenerationSettings:
@@ -133,7 +150,8 @@ def download_adapter(name: str, revision: str | None = None) -> Adapter:
     if results["prompt"] != TEMPLATE:
         message = "trained with another prompt than sft/prompt.py has. Use the version in its results.json."
         raise RunError(f"{name}: {message}")
-    if results["adapter"]["sha256"] != hash_file(folder / "adapter_model.safetensors"):
+    hashes = hash_adapter(folder)
+    if results["adapter"]["sha256"] != hashes["sha256"]:
         message = "its weights are not those that its results.json was made with (the SHA-256 differs)."
         raise RunError(f"{name}: {message}")
     if fault := find_config_fault(folder / "adapter_config.json", results):
@@ -146,7 +164,7 @@ def download_adapter(name: str, revision: str | None = None) -> Adapter:
     if results["base"]["weights"] != base.weights:
         raise RunError(f"{name}: {base.path} here is not the base model that it was trained on.")
     settings = GenerationSettings(**results["generation"])
-    return Adapter(folder, base, results["quantization"], settings, results["tokens"])
+    return Adapter(folder, base, results["quantization"], settings, results["tokens"], hashes)
 
 
 def find_config_fault(path: Path, results: Mapping[str, Any]) -> str | None:

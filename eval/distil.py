@@ -18,7 +18,7 @@ from sft.command import InputError, Refusal, RunError, count, parse_count, run_c
 from sft.data import Example
 from sft.lexicon import find_listed
 from sft.prompt import TEMPLATE
-from sft.run_dir import Run, open_run
+from sft.run_dir import Run, open_run, share_run
 from sft.splits import Links
 from sft.storage import name_path
 from sft.targets import holds_targets, is_line, write_targets
@@ -82,7 +82,12 @@ def main() -> None:
             f"{arguments.teacher} is no run here. "
             "Name the run whose training sentences it rewrites: --run RUN_DIR."
         )
-    run = open_run(arguments.run or arguments.teacher)
+    with share_run(arguments.run or arguments.teacher) as run:
+        distil(run, arguments)
+
+
+def distil(run: Run, arguments: argparse.Namespace) -> None:
+    """Rewrite the run's training sentences with the teacher, and write the targets chosen of the rewrites."""
     output = arguments.output or run.root / "targets.jsonl"
     check_output(output)
     examples = read_splits(run)["train"]
@@ -200,7 +205,7 @@ def describe_targets(
     called = name_path(Path(name)) if Path(name).is_dir() else f"{name}@{adapter.folder.name}"
     teacher = {
         "name": called,
-        "adapter": adapter.describe(),
+        "adapter": adapter.hashes,
         "base": adapter.base.describe(),
         "quantization": adapter.quantization,
         "num_beams": beams,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from eval.adapter import Adapter, GenerationSettings
 from eval.lengths import refuse_long
-from eval.standalone import add_adapter, decode_answer, generate, load_base, load_tokenizer
-from sft.command import InputError, count, tell_once
+from eval.standalone import AdapterError, add_adapter, decode_answer, generate, load_base, load_tokenizer
+from sft.command import InputError, RunError, count, tell_once
 from sft.data import Example, clean_text, tokenise_texts
 from sft.hub import explain_errors, first_line
 from sft.machine import has_bfloat16, join_processes
@@ -27,6 +27,7 @@ from sft.storage import write_text
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.utils import GenerateOutput
 
@@ -347,7 +348,7 @@ def rewrite_texts(
 
 def name_journal(adapter: Adapter, tuned: bool, *asked: Any) -> str:
     """Return a journal's name: a hash of all that its answers depend on; `asked` are JSON values."""
-    parts: list[Any] = [adapter.describe() if tuned else None, adapter.base.describe(), adapter.quantization]
+    parts: list[Any] = [adapter.hashes if tuned else None, adapter.base.describe(), adapter.quantization]
     parts += [adapter.settings.describe(), TEMPLATE, *asked]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -362,6 +363,17 @@ def load_rewriter(adapter: Adapter, tuned: bool = True) -> Rewriter:
         tokenizer = load_tokenizer(adapter.base.path, adapter.base.revision, **adapter.tokens)
         model = load_model(adapter.base, folder, adapter.quantization, device, adapter.settings.merge_adapter)
     return Rewriter(model, tokenizer, adapter.settings)
+
+
+UNMERGED = "the LoRA is on an embedding whose weights the LM head shares: merged, it would change both."
+
+
+def shares_embedding(model: "PeftModel") -> bool:
+    """Say whether a LoRA is on the input or output embedding of a base that has one matrix for both."""
+    if not model.config.tie_word_embeddings:
+        return False
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return any(hasattr(end, "base_layer") for end in ends)
 
 
 def load_model(
@@ -400,7 +412,9 @@ def load_model(
         model = model.dequantize().float()
     if adapter is not None:
         model = add_adapter(model, adapter)
-        if merge and not in_bits:
+        if merge and not in_bits and shares_embedding(model):
+            tell_once(f"{adapter}: {UNMERGED} The adapter stays beside its base, unmerged.")
+        elif merge and not in_bits:
             model = model.merge_and_unload()
         elif merge:
             tell_once(f"{base.name}: in 4 or 8 bit on this device, so the adapter stays beside it, unmerged")
@@ -427,6 +441,8 @@ def explain_base(base: Base) -> Iterator[None]:
     with explain_errors(base.name, "model", base.revision):
         try:
             yield
+        except AdapterError as error:
+            raise RunError(f"{error} Expected the adapter that was trained.") from None
         except (OSError, ValueError) as error:
             if base.revision is not None:
                 HfApi().model_info(

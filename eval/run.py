@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 from eval.rows import choose_rows, choose_unrewritten, read_splits
-from sft.command import parse_count, run_command
-from sft.run_dir import open_run
+from sft.command import explain_shortage, parse_count, run_command
+from sft.run_dir import Run, share_run
+
+GO_ON = "The same command goes on with what is done."
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +37,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    run = open_run(arguments.run_dir)
+    with share_run(arguments.run_dir) as run, explain_shortage(run.eval, GO_ON):
+        evaluate(run, arguments)
+
+
+def evaluate(run: Run, arguments: argparse.Namespace) -> None:
     splits, settings = read_splits(run), run.recipe.eval
     rows = choose_rows(run, splits, arguments.source, arguments.split, arguments.limit)
     unrewritten = choose_unrewritten(run, splits, arguments.unrewritten) if arguments.unrewritten else None

@@ -92,6 +92,7 @@ def score_run(
 ) -> Evaluation:
     """Return the scores of the answers to a run's rows, bound to all that they are of."""
     adapter, settings = circumstances.adapter, circumstances.settings
+    adapter.check_unchanged()
     model = fit_toxicity(circumstances.splits["train"])
     texts, human = [example.toxic for example in rows.examples], "human" in settings.baselines
     outputs = complete_outputs(answers.systems, texts, model, settings.baselines)
@@ -110,7 +111,7 @@ def score_run(
     results = Results(
         schema=SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        adapter=AdapterHashes(**adapter.describe()),
+        adapter=AdapterHashes(**adapter.hashes),
         base=BaseModel(**adapter.base.describe()),
         quantization=adapter.quantization,
         tokens=adapter.tokens,

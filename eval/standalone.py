@@ -80,13 +80,15 @@ def choose_quantization(how: Mapping[str, Any]) -> Any:
 def load_base(path: str, revision: str | None, how: Mapping[str, Any], **options: Any) -> Any:
     """Load a base model, from a folder or the Hub, quantised as `how` says; its weights are safetensors.
 
+    Its generation_config.json is left out: a penalty or a temperature in it would be in the answers too.
+
     Raises:
         OSError: the base has none.
         ValueError: it brings code of its own.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         path,
         revision=revision,
         quantization_config=choose_quantization(how),
@@ -94,15 +96,71 @@ def load_base(path: str, revision: str | None, how: Mapping[str, Any], **options
         use_safetensors=True,
         **options,
     )
+    model.generation_config = GenerationConfig()
+    return model
+
+
+class AdapterError(ValueError):
+    """An adapter's weights are not what its configuration asks for, or no numbers."""
 
 
 def add_adapter(model: Any, folder: Path) -> Any:
-    """Put the adapter of a folder on its base."""
+    """Put the adapter of a folder on its base.
+
+    Raises:
+        AdapterError: its tensors are not those of its configuration, are not finite, or change nothing: the
+            base's own answers would pass for the adapter's.
+        OSError: there are none in safetensors.
+    """
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to a pickle
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():  # peft would go on to a pickle
         raise OSError(f"{folder}: no adapter_model.safetensors in it.")
-    return PeftModel.from_pretrained(model, str(folder))
+    try:
+        tuned = PeftModel.from_pretrained(model, str(folder))
+    except RuntimeError as error:  # of torch, for other shapes
+        raise AdapterError(
+            f"{path}: its tensors do not fit the base: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    check_tensors(tuned, path)
+    return tuned
+
+
+def check_tensors(tuned: Any, path: Path) -> None:
+    """Raise unless an adapter's file holds what peft has read, as numbers, and changes the base.
+
+    Raises:
+        AdapterError: it does not.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise AdapterError(f"{path}: no safetensors file: {error}") from None
+    expected = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    if missing := sorted(expected.keys() - found.keys()):
+        raise AdapterError(
+            f"{path}: {len(missing)} of {len(expected)} tensors are missing, such as {missing[0]}."
+        )
+    # peft saves an embedding that it was told to train along with the adapter.
+    unknown = sorted(name for name in found.keys() - expected.keys() if "lora_" in name)
+    if unknown or not expected:
+        raise AdapterError(
+            f"{path}: {len(unknown)} tensors are none of its configuration's, such as {unknown[:1]}."
+        )
+    if infinite := sorted(name for name, tensor in found.items() if not torch.isfinite(tensor).all()):
+        raise AdapterError(
+            f"{path}: not finite in {len(infinite)} of {len(found)} tensors, such as {infinite[0]}."
+        )
+    # What peft starts from zero: of layers B, of embeddings A.
+    starts = [tensor for name, tensor in found.items() if "lora_B" in name or "lora_embedding_A" in name]
+    if all("lora_" in name for name in found) and not any(bool(tensor.any()) for tensor in starts):
+        raise AdapterError(f"{path}: all its lora_B are zero, so that it changes nothing in the base.")
 
 
 def load_tokenizer(

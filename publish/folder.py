@@ -20,6 +20,7 @@ from publish.scan import refuse_private
 from sft.command import Refusal, RunError
 from sft.recipe import dump_yaml
 from sft.run_dir import Run
+from sft.storage import replace_folder
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
@@ -122,8 +123,7 @@ def write_publish_folder(run: Run, repo_id: str | None = None, merged: bool = Fa
         with path.open("wb") as stream:
             stream.write(content)
             os.fsync(stream.fileno())
-    shutil.rmtree(run.publish, ignore_errors=True)
-    temporary.replace(run.publish)
+    replace_folder(temporary, run.publish)
     shutil.rmtree(run.root / ".merged", ignore_errors=True)
     return [run.publish / name for name in sorted(contents)]
 

@@ -43,10 +43,11 @@ def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]
         Refusal: its BLEU is more than LARGEST_LOSS below that of the unmerged adapter.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     from eval.adapter import open_adapter
-    from eval.generate import Rewriter, load_model
+    from eval.generate import UNMERGED, Rewriter, load_model
     from eval.metrics import compute_bleu
     from eval.standalone import load_tokenizer
     from sft.bloom import fuse
@@ -59,11 +60,15 @@ def write_merged(run: Run, folder: Path, predictions: Sequence[Mapping[str, Any]
     model = load_model(adapter.base, adapter.folder, adapter.quantization, torch.device("cpu")).to(
         torch.bfloat16
     )
+    if isinstance(model, PeftModel):
+        raise Refusal(f"{run.adapter}: {UNMERGED} Publish the adapter without --merged.")
     restore_conv1d(model, adapter.base)
     model.config.name_or_path = adapter.base.name
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
     tokenizer = load_tokenizer(adapter.base.path, adapter.base.revision, **adapter.tokens)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**ends, max_new_tokens=adapter.settings.max_new_tokens)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     del model
     dtype = "float32" if device.type == "cpu" else "bfloat16"

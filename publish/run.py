@@ -12,9 +12,9 @@ from eval.results import RESULTS, Results
 from publish.folder import describe_files, print_plan, write_publish_folder
 from publish.hub import TRIES, Target, connect
 from publish.push import plan_push, push
-from sft.command import InputError, run_command
+from sft.command import InputError, explain_shortage, run_command
 from sft.hub import HubFailure, first_line
-from sft.run_dir import open_run
+from sft.run_dir import Run, share_run
 from sft.storage import read_json_lines
 
 
@@ -59,7 +59,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    run = open_run(arguments.run_dir)
+    with share_run(arguments.run_dir) as run, explain_shortage(run.publish):
+        publish(run, arguments)
+
+
+def publish(run: Run, arguments: argparse.Namespace) -> None:
     settings = run.recipe.publish
     repo_id = arguments.repo_id or settings.repo_id
     if arguments.push and not repo_id:

@@ -1,12 +1,16 @@
 """How every command begins, speaks and ends: errors with their exit statuses, notes printed once."""
 
 import argparse
+import contextlib
 import errno
 import functools
 import json
 import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -25,6 +29,12 @@ class InputError(ValueError):
 
 class RunError(InputError):
     """A run directory that is not what a command needs: what was found, and which command mends it."""
+
+
+class Shortage(InputError):
+    """This machine has run out of something, such as disk or memory: no fault of the input, exit status 1."""
+
+    status = 1
 
 
 class Refusal(RunError):
@@ -76,20 +86,83 @@ def run_command(main: Callable[[], None]) -> None:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        main()
+        with explain_shortage(Path.cwd()):
+            main()
     except InputError as error:
         exit_with(error)
     except BrokenPipeError:  # the reader of our output has had enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise
         exit_with(InputError(f"{error.filename or 'a file'}: can't be written or read: {error.strerror}."))
     except KeyboardInterrupt:
         if is_main_process():
             print("interrupted: started again, the same command goes on, or says how", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+SHORTAGES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than allowed",
+    errno.EIO: "the disk failed",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+    errno.ENOMEM: "the memory is used up",
+}
+# Libraries that write in Rust or C++ raise errors of their own: safetensors and tokenizers with the system's
+# number, torch without it.
+SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")
+TORCH_WRITING = re.compile(r"PytorchStreamWriter|iostream error|unexpected pos")
+MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|std::bad_alloc"
+)
+
+
+@contextlib.contextmanager
+def explain_shortage(
+    folder: Path, mend: str = "Start the same command again when there is more."
+) -> Iterator[None]:
+    """Turn what the system refuses the block, for lack of disk, files or memory, into one message.
+
+    Args:
+        folder: where the block writes, if the error does not name the file.
+        mend: what to do.
+
+    Raises:
+        Shortage: it was refused.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        found = find_shortage(error)
+        if found is None:
+            raise
+        place = Path(getattr(error, "filename", None) or folder)
+        with contextlib.suppress(OSError):
+            parent = next(path for path in (place, *place.parents) if path.exists())
+            found += f" ({shutil.disk_usage(parent).free / 2**20:,.0f} MiB free there)"
+        raise Shortage(f"{place}: {found}. {mend}") from error
+
+
+def find_shortage(error: BaseException) -> str | None:
+    """Return what the system ran out of, by an error of Python's or of a library, or None."""
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return SHORTAGES[error.errno]
+    if isinstance(error, MemoryError):
+        return SHORTAGES[errno.ENOMEM]
+    text = str(error)
+    if number := SYSTEM_NUMBER.search(text):
+        return SHORTAGES.get(int(number[1]))
+    if isinstance(error, RuntimeError) and MEMORY.search(text):
+        return SHORTAGES[errno.ENOMEM]
+    if isinstance(error, RuntimeError) and TORCH_WRITING.search(text):
+        return "a file could not be written to its end, as where the disk is full"
+    return None
 
 
 def quiet_libraries() -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.command import RunError
 from sft.hub import explain_errors, find_transport_error, first_line
 from sft.machine import Machine, join_processes
 from sft.run_dir import Run
 from sft.schema import Recipe, RecipeError
-from sft.storage import find_path, hash_file, name_path
+from sft.storage import allow_reading, find_path, hash_file, name_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -420,6 +421,18 @@ def release_file(model: "PreTrainedModel") -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+LOWER = "Try a lower learning_rate, more warmup_steps, or a lower max_grad_norm."
+
+
+def holds_finite(folder: Path) -> bool:
+    """Say whether all of the adapter in a folder is finite."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        return all(bool(torch.isfinite(weights.get_tensor(name)).all()) for name in weights.keys())  # noqa: SIM118
+
+
 def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
     """Write the adapter's two files, complete or not at all; every process must call it: shards are gathered.
 
@@ -436,11 +449,16 @@ def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
         for key, value in config.items():
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 config[key] = sorted(value)
+        if not holds_finite(temporary):
+            raise RunError(
+                f"{run.root}: the adapter's weights are not finite: the training has diverged. {LOWER}"
+            )
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for path in temporary.iterdir():
             if path.name not in (run.adapter_weights.name, run.adapter_config.name):
                 path.unlink()
             else:
+                allow_reading(path)
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
         shutil.rmtree(run.adapter, ignore_errors=True)

@@ -11,7 +11,7 @@ from sft.data import Corpus, Example, TokenRows, tokenise_pairs
 from sft.machine import Machine, find_machine, find_machine_conflicts, settle_precision
 from sft.prompt import TEMPLATE
 from sft.recipe import parse_recipe
-from sft.run_dir import Run
+from sft.run_dir import Run, find_training
 from sft.schema import DataConfig, Faults, Recipe, RecipeError, RecipeFaults
 from sft.splits import SPLIT_RULE, SPLITS, find_leaks, group_sources, hash_examples
 from sft.stream import STREAM_RULE, read_splits
@@ -274,8 +274,10 @@ def recall_settled(recipe: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     A value that is neither left open nor what the run's own recipe asked for stays: find_start (sft/train.py)
     refuses it. None where no run goes on.
     """
-    run = Run(recipe.output_dir)
-    if not recipe.trl["resume_from_checkpoint"] or not run.is_run():
+    if not recipe.trl["resume_from_checkpoint"]:
+        return None
+    run = find_training(recipe.output_dir, overwrite=False, resume=True)
+    if not run.is_run():
         return None
     if not run.is_finished() and run.last_checkpoint() is None:
         return None

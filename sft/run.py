@@ -5,13 +5,14 @@ import json
 
 from rich.console import Console
 
-from sft.command import run_command, tell_once
+from sft.command import explain_shortage, run_command, tell_once
 from sft.preflight import AUTO_BATCH, inspect_recipe
 from sft.recipe import parse_command
-from sft.run_dir import Run, hold_run
+from sft.run_dir import hold_run
 from sft.storage import hash_file
 
 RESUME = "start if no run is there, go on if one was interrupted, end with 0 if it is finished"
+GO_ON = "The same command with --resume_from_checkpoint true goes on from the last checkpoint."
 ELASTIC = "go on with another number of processes, and the same batch a step: no longer the same bytes"
 
 
@@ -37,9 +38,18 @@ def main() -> None:
     from sft.model import load_base, save_adapter
     from sft.preemption import Preemption, explain_losses
     from sft.rehearsal import rehearse
-    from sft.train import agree_on_start, build_trainer, find_start, is_done, open_run_dir, record_training
+    from sft.train import (
+        agree_on_start,
+        build_trainer,
+        choose_run,
+        find_start,
+        is_done,
+        open_run_dir,
+        record_training,
+        settle_run,
+    )
 
-    run = Run(preflight.recipe.output_dir)
+    run = choose_run(preflight, arguments.overwrite)
     console = Console(stderr=arguments.json)
     if arguments.resume and is_done(run, preflight):
         tell_once(f"{run.root}: finished already, nothing is changed")
@@ -51,7 +61,7 @@ def main() -> None:
         for note in preflight.list_notes():
             console.print(note, style="yellow")
     preemption = Preemption()
-    with hold_run(run), preemption.catch_signals(), explain_losses():
+    with explain_shortage(run.root, GO_ON), hold_run(run), preemption.catch_signals(), explain_losses():
         model = load_base(preflight.recipe, preflight.base)
         trainer = build_trainer(preflight, model, run, checkpoint, console)
         trainer.add_callback(preemption)
@@ -60,6 +70,7 @@ def main() -> None:
         preemption.end_training(trainer, run)
         record_training(trainer, run, preflight.machine)
         save_adapter(trainer, run, preflight.base)
+        run = settle_run(run, preflight)
     if arguments.json:
         done = {"run_dir": str(run.root), "adapter": {"sha256": hash_file(run.adapter_weights)}}
         trainer.accelerator.print(json.dumps(done | run.environment["training"]))

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sft.command import Refusal, RunError, is_main_process
+from sft.command import Refusal, RunError, is_main_process, tell_once
 from sft.data import Example
 from sft.recipe import load_recipe
 from sft.schema import Recipe
 from sft.splits import SPLITS, hash_examples
-from sft.storage import read_json, read_json_lines
+from sft.storage import read_json, read_json_lines, replace_folder
+
+FOLDERS = (
+    "adapter", ".adapter", "checkpoints", "data", "eval", "logs", "plots",
+    "publish", ".publish", ".publish.old", ".merged",
+)  # fmt: skip
+PARTS = (*FOLDERS, "environment.json", "train.jsonl", "recipe.yaml")  # all that a run directory is made of
 
 
 @dataclass(frozen=True)
@@ -134,41 +141,33 @@ class Run:
         return self.adapter_weights.is_file() and self.adapter_config.is_file()
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that was written to its end, or None.
-
-        The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half
-        of one.
-        """
-        found = []
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another process's run begins or ends: the folder goes away
-            for folder in self.checkpoints.glob("checkpoint-*"):
-                with contextlib.suppress(OSError, ValueError):
-                    found.append(
-                        (json.loads((folder / "trainer_state.json").read_text())["global_step"], folder)
-                    )
-        return max(found)[1] if found else None
+        """Return the newest checkpoint that was written to its end, or None."""
+        found = list_checkpoints(self.checkpoints)
+        return found[-1] if found else None
 
     def clear(self) -> None:
         """Remove what a run writes and nothing else; targets that it taught stay, for its students."""
         # recipe.yaml marks the folder as a run: it goes last, so that an interrupted clearing can be
         # repeated.
-        for name in (
-            "adapter",
-            ".adapter",
-            "checkpoints",
-            "data",
-            "eval",
-            "logs",
-            "plots",
-            "publish",
-            ".publish",
-            ".merged",
-        ):
+        for name in FOLDERS:
             shutil.rmtree(self.root / name, ignore_errors=True)
         for path in (self.environment_path, self.log_path, self.recipe_path):
             path.unlink(missing_ok=True)
+
+
+def list_checkpoints(parent: Path) -> list[Path]:
+    """Return the checkpoints in a folder that were written to their end, by their steps.
+
+    The trainer writes trainer_state.json last: a checkpoint that was cut off by a kill has none, or half of
+    one.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError):  # another process's run begins or ends: the folder goes away
+        for folder in parent.glob("checkpoint-*"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+                found.append((int(step), folder))
+    return [folder for _, folder in sorted(found)]
 
 
 def open_run(root: str | Path) -> Run:
@@ -178,6 +177,7 @@ def open_run(root: str | Path) -> Run:
         RunError: there is no such folder, it is no run directory, or its training did not finish.
     """
     run = Run(Path(root))
+    settle_replacement(run.root)
     if not run.root.is_dir():
         raise RunError(
             f"{root}: no such folder. Expected a run directory, such as runs/tiny; sft/run.py makes one."
@@ -194,6 +194,46 @@ def open_run(root: str | Path) -> Run:
     return run
 
 
+def find_training(root: str | Path, overwrite: bool, resume: bool) -> Run:
+    """Return the run that a training for the run directory `root` works in.
+
+    A finished run is replaced by another once that one is finished, too: it is made beside it, as
+    `.NAME.new`, and goes on there after an interruption.
+    """
+    run = Run(Path(root))
+    beside = Run(name_beside(run.root, "new"))
+    if overwrite:
+        return beside if run.is_finished() else run
+    return beside if resume and run.is_finished() and beside.last_checkpoint() else run
+
+
+def name_beside(root: Path, what: str) -> Path:
+    return root.with_name(f".{root.resolve().name}.{what}")
+
+
+def settle_replacement(root: Path) -> None:
+    """Finish what a kill has left half done at a training's end: two renames, the removal of checkpoints."""
+    beside, old = name_beside(root, "new"), name_beside(root, "old")
+    if not root.exists() and Run(old).is_finished():
+        (beside if Run(beside).is_finished() else old).rename(root)
+    if Run(root).is_finished():
+        for path in (old, root / "checkpoints", root / ".adapter"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def replace_run(new: Run, run: Run) -> None:
+    """Put a finished run in the place of another, as soon as nobody evaluates or publishes that one.
+
+    What is in the folder and no part of a run stays, as targets do that it taught.
+    """
+    with lock_folder(run.root, fcntl.LOCK_EX, "somebody evaluates or publishes the run that is replaced"):
+        new_names = {path.name for path in new.root.iterdir()}
+        for path in run.root.iterdir():
+            if path.name not in new_names and path.name not in PARTS:
+                path.rename(new.root / path.name)
+        replace_folder(new.root, run.root)
+
+
 @contextlib.contextmanager
 def hold_run(run: Run) -> Iterator[None]:
     """Lock the run directory for this training while the block runs; a kill unlocks it.
@@ -201,23 +241,60 @@ def hold_run(run: Run) -> Iterator[None]:
     The main process holds the lock.
 
     Raises:
-        RunError: another process trains in it.
+        RunError: another process trains in it, or evaluates or publishes it.
     """
     if not is_main_process():
         yield
         return
     run.root.mkdir(parents=True, exist_ok=True)
-    path = run.root / ".lock"
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{run.root}: another process is training here. Wait for it, or use another --output_dir."
-            ) from None
-        try:
+    try:
+        with lock_folder(run.root, fcntl.LOCK_EX):
             yield
+    finally:
+        with contextlib.suppress(OSError):
+            run.root.rmdir()  # empty where a fault came before anything was written
+
+
+@contextlib.contextmanager
+def share_run(root: str | Path) -> Iterator[Run]:
+    """Open a finished run, and keep trainings from replacing it while the block reads it.
+
+    Any number of processes may do so at a time.
+
+    Raises:
+        RunError: see `open_run`.
+    """
+    run = open_run(root)
+    with lock_folder(run.root, fcntl.LOCK_SH, "another process is training here"):
+        yield run
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, how: int, wait: str | None = None) -> Iterator[None]:
+    """Lock a folder itself, which needs no file, while the block runs.
+
+    Args:
+        how: LOCK_EX or LOCK_SH of fcntl.
+        wait: why it may take a while, which is said once; without it, nothing is waited for.
+
+    Raises:
+        RunError: another process has the lock, and nothing is waited for.
+    """
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait is None:
+                    raise RunError(
+                        f"{folder}: another process is training here, or evaluates or publishes this run. "
+                        "Wait for it, or use another --output_dir."
+                    ) from None
+                tell_once(f"{folder}: {wait}; waiting for it")
+                fcntl.flock(descriptor, how)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):  # else it was replaced meanwhile
+                yield
+                return
         finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                run.root.rmdir()  # empty where a fault came before anything was written
+            os.close(descriptor)

@@ -30,12 +30,12 @@ from sft.command import RunError
 from sft.elastic import Segment, divide_batch, list_segments
 from sft.loss import choose_loss
 from sft.machine import Machine
-from sft.model import build_model_config, build_sft_config, trains_in_float32
+from sft.model import LOWER, build_model_config, build_sft_config, holds_finite, trains_in_float32
 from sft.plots import plot_loss
 from sft.preflight import Preflight
 from sft.progress import ProgressLog, start_tracker
 from sft.recipe import dump_yaml
-from sft.run_dir import Run
+from sft.run_dir import Run, find_training, list_checkpoints, name_beside, replace_run, settle_replacement
 from sft.splits import SPLITS
 from sft.storage import PROJECT, read_json, read_json_lines, write_json, write_json_lines, write_text
 from sft.stream import RowSettings, stream_training_rows
@@ -54,6 +54,27 @@ PACKAGES = (
 
 
 # -------------------------------------------------------------------------------------- opening and closing
+
+
+def choose_run(preflight: Preflight, overwrite: bool) -> Run:
+    """Return the run that this training works in: one beside the finished run that it replaces at its end."""
+    root, state = Path(preflight.recipe.output_dir), preflight.machine.processes
+    if state.is_main_process:
+        settle_replacement(root)
+        new = Run(name_beside(root, "new"))
+        if new.is_finished() and Run(root).is_finished():  # killed before it took the other's place
+            replace_run(new, Run(root))
+    state.wait_for_everyone()
+    return find_training(root, overwrite, bool(preflight.recipe.trl["resume_from_checkpoint"]))
+
+
+def settle_run(run: Run, preflight: Preflight) -> Run:
+    """Return the finished run in its place, after replacing the one that was there."""
+    finished = Run(preflight.recipe.output_dir)
+    if run != finished and preflight.machine.processes.is_main_process:
+        replace_run(run, finished)
+    preflight.machine.processes.wait_for_everyone()
+    return finished
 
 
 def is_done(run: Run, preflight: Preflight) -> bool:
@@ -136,7 +157,9 @@ def agree_on_start(run: Run, checkpoint: Path | None) -> None:
 def find_changes(run: Run, preflight: Preflight) -> list[str]:
     """Return what of recipe, data and base is not as in the run that is there."""
     before, now = run.recipe.values(), preflight.resolve_values()
-    changed = [key for key in now if key != "resume_from_checkpoint" and before[key] != now[key]]
+    changed = [
+        key for key in now if key not in ("resume_from_checkpoint", "output_dir") and before[key] != now[key]
+    ]
     described = preflight.describe_data()
     changed += [key for key in ("splits", "prompt", "targets") if run.manifest[key] != described[key]]
     base = read_json(run.environment_path)["base"]
@@ -165,7 +188,13 @@ def open_run_dir(run: Run, preflight: Preflight, checkpoint: Path | None) -> Non
                 write_json_lines(run.split_path(split), lines)
             write_json(run.manifest_path, preflight.describe_data())
         else:
-            trim_log(run, read_json(checkpoint / "trainer_state.json")["global_step"])
+            state_path = checkpoint / "trainer_state.json"
+            trained = read_json(state_path)
+            if best := trained.get("best_model_checkpoint"):  # the folder may have been moved
+                write_json(
+                    state_path, trained | {"best_model_checkpoint": str(run.checkpoints / Path(best).name)}
+                )
+            trim_log(run, trained["global_step"])
         segments = list_segments(run, preflight, checkpoint)
         write_json(run.environment_path, describe_environment(preflight, checkpoint, segments))
     state.wait_for_everyone()
@@ -296,6 +325,36 @@ class Trainer(SFTTrainer):
         lengths = [len(ids) for ids in dataset["input_ids"]]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthSampler(lengths, count_step_rows(self.args), seed)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        # transformers looks whether a training is finished after each step: one that was killed between its
+        # last checkpoint and its end would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Do a step of the loop; a loss that is not finite ends the training: no later step mends it.
+
+        Raises:
+            RunError: on every process, the loss of one of them is not finite.
+        """
+        loss = super().training_step(*arguments, **options)
+        finite = torch.isfinite(loss.detach()).all().int()
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        if not finite:
+            root = Path(self.args.output_dir).parent
+            found = [path for path in list_checkpoints(root / "checkpoints") if holds_finite(path)]
+            kept = (
+                f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint of before."
+            )
+            raise RunError(
+                f"{root}: the loss of step {self.state.global_step + 1} is not finite: it has diverged. "
+                f"{kept} {LOWER}"
+            )
+        return loss
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None

@@ -1,7 +1,9 @@
 """The loader that a Space carries: alone, and the same as the project's own."""
 
 import ast
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def test_it_imports_nothing_of_this_project() -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     others = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
-    assert others == {"torch", "transformers", "peft", "huggingface_hub"}
+    assert others == {"torch", "transformers", "peft", "huggingface_hub", "safetensors"}
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -72,3 +74,63 @@ def test_a_pickled_adapter_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(OSError, match=r"no adapter_model\.safetensors in it"):
         standalone.add_adapter(None, tmp_path)
+
+
+def break_nothing(tensors: dict[str, Any]) -> None:
+    for name in tensors:
+        if "lora_B" in name:
+            tensors[name] = tensors[name] * 0
+
+
+def break_number(tensors: dict[str, Any]) -> None:
+    next(iter(tensors.values()))[0, 0] = float("nan")
+
+
+def break_missing(tensors: dict[str, Any]) -> None:
+    del tensors[min(tensors)]
+
+
+def break_name(tensors: dict[str, Any]) -> None:
+    tensors["base_model.model.other.lora_A.weight"] = tensors[min(tensors)].clone()
+
+
+def break_shape(tensors: dict[str, Any]) -> None:
+    tensors[min(tensors)] = tensors[min(tensors)][:-1].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (break_nothing, "changes nothing"),
+        (break_number, "not finite in 1 of"),
+        (break_missing, "1 of 16 tensors are missing"),
+        (break_name, "none of its configuration's"),
+        (break_shape, "do not fit the base"),
+    ],
+)
+def test_an_adapter_of_other_tensors_is_refused(
+    break_it: Callable[[dict[str, Any]], None], message: str, mini_run: Path, mini_base: Path, tmp_path: Path
+) -> None:
+    """peft only warns: the base's own answers would pass for the adapter's."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(mini_run / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    assert len(tensors) == 16
+    break_it(tensors)
+    save_file(tensors, path)
+    with pytest.raises(standalone.AdapterError, match=message):
+        standalone.add_adapter(AutoModelForCausalLM.from_pretrained(mini_base), tmp_path / "adapter")
+
+
+def test_the_bases_generation_config_is_left_out(mini_base: Path, tmp_path: Path) -> None:
+    """A penalty in it would change the scores, a temperature keep the merged model from being saved."""
+    base = tmp_path / "base"
+    shutil.copytree(mini_base, base)
+    (base / "generation_config.json").write_text('{"repetition_penalty": 1.5, "temperature": 0.5}')
+    how = {"load_in_4bit": False, "load_in_8bit": False}
+    model = standalone.load_base(str(base), None, how)
+    assert model.generation_config.repetition_penalty in (None, 1.0)
+    model.save_pretrained(tmp_path / "saved")

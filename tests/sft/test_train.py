@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,6 +387,95 @@ def test_late_faults_are_found_before_a_run_is_replaced(
     with pytest.raises(RecipeFaults, match="TRL refuses it: "):
         call_main("sft.run", *mini_arguments, "--output_dir", mini_run, "--overwrite", *words)
     assert before == {name: (mini_run / name).read_bytes() for name in list_files(mini_run)}
+
+
+def read_files(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in list_files(root)}
+
+
+@pytest.mark.parametrize("moment", ["record_training", "save_adapter", "replace_folder"])
+def test_overwrite_keeps_the_old_run_until_the_new_one_is_finished(
+    moment: str, mini_run: Path, mini_arguments: list[str], call_main: Main, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Killed at any moment, the old run stays as it was, or the new one is there; the same command's `resume` goes on."""
+    root = tmp_path / "run"
+    shutil.copytree(mini_run, root)
+    (root / "notes.txt").write_text("mine")
+    old = read_files(root)
+    arguments = [*mini_arguments, "--output_dir", root, "--learning_rate", "2e-3"]
+    names = {
+        "record_training": "sft.train.record_training",
+        "save_adapter": "sft.model.save_adapter",
+        "replace_folder": "sft.run_dir.replace_folder",
+    }
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(names[moment], die)
+        with pytest.raises(KeyboardInterrupt):
+            call_main("sft.run", *arguments, "--overwrite")
+    kept = read_files(root)
+    moved = {"notes.txt"} if moment == "replace_folder" else set()
+    assert {name: old[name] for name in old.keys() - moved} == kept
+    call_main("sft.run", *arguments, "--resume", "auto")
+    assert (root / "notes.txt").read_text() == "mine"
+    assert Run(root).recipe.trl["learning_rate"] == 2e-3
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_checkpoint_at_the_last_step_is_finished_work(
+    mini_run: Path,
+    mini_arguments: list[str],
+    call_main: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between the last checkpoint and the adapter, a run goes on to the same bytes, in another place too."""
+    root, moved = tmp_path / "run", tmp_path / "moved"
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sft.train.record_training", die)
+        call_main("sft.run", *mini_arguments, "--output_dir", root)
+    assert Run(root).last_checkpoint() == root / "checkpoints" / "checkpoint-8"
+    root.rename(moved)
+    call_main("sft.run", *mini_arguments, "--output_dir", moved, "--resume_from_checkpoint", "true")
+    assert hash_file(Run(moved).adapter_weights) == hash_file(Run(mini_run).adapter_weights)
+    assert Run(moved).environment["training"]["steps"] == 8
+
+
+@pytest.mark.parametrize("rate", ["1e30", "1e18"])
+def test_a_loss_that_is_not_finite_ends_the_training(
+    rate: str, mini_arguments: list[str], call_main: Main, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    words = ["--learning_rate", rate, "--warmup_steps", 0, "--max_grad_norm", 0, "--output_dir", root]
+    with pytest.raises(RunError, match=r"not finite.*diverged\. .*Try a lower learning_rate"):
+        call_main("sft.run", *mini_arguments, *words)
+    assert not Run(root).is_finished()
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    mini_arguments: list[str], call_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last step may break the weights, and no loss after it tells."""
+    from sft.train import Trainer
+
+    train = Trainer.train
+
+    def train_and_break(self: Trainer, **options: Any) -> None:
+        train(self, **options)
+        next(p for p in self.model.parameters() if p.requires_grad).data[0] = float("nan")
+
+    monkeypatch.setattr(Trainer, "train", train_and_break)
+    with pytest.raises(RunError, match="the adapter's weights are not finite"):
+        call_main("sft.run", *mini_arguments, "--output_dir", tmp_path / "run", "--max_steps", 1)
+    assert not Run(tmp_path / "run").is_finished()
 
 
 def test_one_training_a_run_directory(mini_arguments: list[str], call_main: Main, tmp_path: Path) -> None:
