@@ -108,6 +108,7 @@ def open_adapter(run: Run) -> Adapter:
         raise RunError(
             f"{run.root}: the base model in {base.path} is no longer the one that the adapter was trained on."
         )
+    run.check_seal()
     settings = choose_settings(recipe, manifest)
     quantization = {key: recipe.trl[key] for key in QUANTIZATION_KEYS}
     tokens = {key: recipe.trl[key] for key in ("pad_token", "eos_token")}

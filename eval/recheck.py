@@ -11,6 +11,7 @@ from eval.stress import judge_outputs
 from eval.toxicity import fit_toxicity
 from sft.command import Refusal, RunError
 from sft.data import Example
+from sft.records import Attempt, Prediction
 from sft.run_dir import Run
 from sft.splits import hash_examples
 from sft.storage import hash_file, read_json_lines
@@ -34,7 +35,7 @@ def read_evaluation(run: Run) -> Evaluation:
             f"{path}: made by another version of this project. Evaluate again: {evaluate}"
         ) from None
     check_bindings(run, results, evaluate)
-    predictions, examples = read_json_lines(run.eval / "predictions.jsonl"), run.splits["test"]
+    predictions, examples = read_json_lines(run.eval / "predictions.jsonl", Prediction), run.splits["test"]
     rows = [[line.get(key) for key in ("id", "toxic", "references")] for line in predictions]
     if rows != [[example.id, example.toxic, list(example.references)] for example in examples]:
         raise Refusal(
@@ -42,7 +43,7 @@ def read_evaluation(run: Run) -> Evaluation:
             f"{evaluate}"
         )
     model = fit_toxicity(run.splits["train"])
-    attempts = read_json_lines(run.eval / "unrewritten.jsonl") if results.unrewritten else []
+    attempts = read_json_lines(run.eval / "unrewritten.jsonl", Attempt) if results.unrewritten else []
     evaluation = Evaluation(results, predictions, examples, model, attempts)
     expected, marks = score_again(evaluation)
     accuracy = model.measure_accuracy(run.splits["validation"])

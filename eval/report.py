@@ -13,11 +13,13 @@ from eval.scoring import Evaluation
 from eval.tables import SYSTEMS, print_scores, tabulate_protocol, tabulate_unrewritten
 from sft.command import count
 from sft.run_dir import Run
-from sft.storage import write_json, write_json_lines, write_text
+from sft.storage import write_json, write_json_lines, write_seal, write_text
+
+SEALED = (RESULTS, "predictions.jsonl", "unrewritten.jsonl")
 
 
 def write_report(run: Run, folder: Path, evaluation: Evaluation, samples: int) -> None:
-    """Write all files, results.json last: it never tells of files that are missing.
+    """Write all files, results.json and its seal last: it never tells of files that are missing.
 
     Args:
         folder: where all but the plots of the whole test split is written.
@@ -37,6 +39,8 @@ def write_report(run: Run, folder: Path, evaluation: Evaluation, samples: int) -
     page = render_page(title, results, chosen, evaluation.model.lexicon, plots)
     write_text(folder / "report.html", page)
     write_json(folder / RESULTS, results.to_json())
+    written = [path for name in SEALED if (path := folder / name).is_file()]
+    write_seal(folder, {path.name: path for path in written})
 
 
 def find_plots(run: Run, folder: Path) -> Path:

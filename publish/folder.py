@@ -20,7 +20,7 @@ from publish.scan import refuse_private
 from sft.command import Refusal, RunError
 from sft.recipe import dump_yaml
 from sft.run_dir import Run
-from sft.storage import replace_folder
+from sft.storage import check_seal, replace_folder
 
 PLOTS = ("loss.png", "scores.png", "lengths.png")
 
@@ -48,6 +48,8 @@ def read_facts(run: Run, repo_id: str | None = None) -> tuple[CardFacts, Evaluat
         raise RunError(
             f"{run.environment_path}: no record of the training in it; the file was changed after the run."
         )
+    run.check_seal()
+    check_seal(run.eval, evaluate)
     recipe = run.recipe
     values = recipe.values()
     values["publish"]["repo_id"] = repo_id or recipe.publish.repo_id

@@ -461,6 +461,7 @@ def save_adapter(trainer: "SFTTrainer", run: Run, base: Base) -> None:
                 allow_reading(path)
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
+        run.seal(temporary)
         shutil.rmtree(run.adapter, ignore_errors=True)
         temporary.replace(run.adapter)  # from here on the run is finished
         shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,15 +13,22 @@ from typing import Any
 from sft.command import Refusal, RunError, is_main_process, tell_once
 from sft.data import Example
 from sft.recipe import load_recipe
+from sft.records import Environment, ExampleLine, LogLine, Manifest, TrainerState
 from sft.schema import Recipe
 from sft.splits import SPLITS, hash_examples
-from sft.storage import read_json, read_json_lines, replace_folder
+from sft.storage import SEAL, check_seal, read_json, read_json_lines, replace_folder, write_seal
 
 FOLDERS = (
     "adapter", ".adapter", "checkpoints", "data", "eval", "logs", "plots",
     "publish", ".publish", ".publish.old", ".merged",
 )  # fmt: skip
-PARTS = (*FOLDERS, "environment.json", "train.jsonl", "recipe.yaml")  # all that a run directory is made of
+PARTS = (
+    *FOLDERS,
+    SEAL,
+    "environment.json",
+    "train.jsonl",
+    "recipe.yaml",
+)  # all that a run directory is made of
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,17 @@ class Run:
         Raises:
             RunError: the file is missing or is not JSON; so for `environment` and `log`.
         """
-        return read_json(self.manifest_path)
+        return read_json(self.manifest_path, Manifest)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, hardware, base, and what the training took."""
-        return read_json(self.environment_path)
+        return read_json(self.environment_path, Environment)
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """A line a logging step; see ProgressLog."""
-        return read_json_lines(self.log_path)
+        return read_json_lines(self.log_path, LogLine)
 
     @cached_property
     def splits(self) -> dict[str, list[Example]]:
@@ -73,7 +79,8 @@ class Run:
         for split in SPLITS:
             path = self.split_path(split)
             splits[split] = [
-                Example(line["toxic"], tuple(line["references"])) for line in read_json_lines(path)
+                Example(line["toxic"], tuple(line["references"]))
+                for line in read_json_lines(path, ExampleLine)
             ]
             if hash_examples(splits[split]) != self.split_hashes[split]:
                 raise Refusal(
@@ -85,7 +92,7 @@ class Run:
     @property
     def split_hashes(self) -> dict[str, str]:
         """The SHA-256 of each split's examples, as the manifest has them."""
-        return {split: part["sha256"] for split, part in self.manifest["splits"].items()}
+        return {split: self.manifest["splits"][split]["sha256"] for split in SPLITS}
 
     @property
     def recipe_path(self) -> Path:
@@ -134,6 +141,21 @@ class Run:
     def publish(self) -> Path:
         return self.root / "publish"
 
+    def seal(self, adapter: Path) -> None:
+        """Record the hash of each file of the training; `adapter` is where the adapter's two still lie."""
+        paths = [self.recipe_path, self.environment_path, self.manifest_path, self.log_path]
+        paths += [self.split_path(split) for split in SPLITS]
+        files = {path.relative_to(self.root).as_posix(): path for path in paths}
+        files |= {
+            f"adapter/{path.name}": adapter / path.name
+            for path in (self.adapter_weights, self.adapter_config)
+        }
+        write_seal(self.root, files)
+
+    def check_seal(self) -> None:
+        """Raise where a file of the training is not as the training wrote it (see sft.storage.check_seal)."""
+        check_seal(self.root, "Restore it, or train again.")
+
     def is_run(self) -> bool:
         return self.recipe_path.is_file()
 
@@ -151,7 +173,7 @@ class Run:
         # repeated.
         for name in FOLDERS:
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in (self.environment_path, self.log_path, self.recipe_path):
+        for path in (self.root / SEAL, self.environment_path, self.log_path, self.recipe_path):
             path.unlink(missing_ok=True)
 
 
@@ -164,9 +186,9 @@ def list_checkpoints(parent: Path) -> list[Path]:
     found = []
     with contextlib.suppress(FileNotFoundError):  # another process's run begins or ends: the folder goes away
         for folder in parent.glob("checkpoint-*"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
-                found.append((int(step), folder))
+            with contextlib.suppress(OSError, RunError):
+                state = read_json(folder / "trainer_state.json", TrainerState)
+                found.append((state["global_step"], folder))
     return [folder for _, folder in sorted(found)]
 
 

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.command import RunError
+from sft.command import Refusal, RunError
+from sft.typed_json import Misfit, parse_json, read_value
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -79,28 +80,63 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
-def read_json(path: Path) -> Any:
-    """Return a JSON file's value.
+def read_json(path: Path, kind: Any = Any) -> Any:
+    """Return a JSON file's value, of the type `kind` (see sft.typed_json.read_value).
 
     Raises:
-        RunError: the file is missing or is not JSON.
+        RunError: the file is missing, is not JSON, or is of another shape.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: missing from the run directory.") from None
-    except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error}); it was changed after the run wrote it.") from None
+    return read_as(parse_json(read_written(path), path), kind, path)
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Return the values of a file with one JSON value a line."""
+def read_json_lines(path: Path, kind: Any = Any) -> list[Any]:
+    """Return the values of a file with one JSON value a line; see `read_json`."""
+    texts = enumerate(read_written(path).split("\n"), start=1)
+    return [
+        read_as(parse_json(text, f"{path}:{number}"), kind, f"{path}:{number}")
+        for number, text in texts
+        if text
+    ]
+
+
+def read_written(path: Path) -> str:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RunError(f"{path}: missing from the run directory.") from None
-    except ValueError as error:
-        raise RunError(f"{path}: not JSON lines ({error}); it was changed after the run wrote it.") from None
+    except IsADirectoryError:
+        raise RunError(f"{path}: a folder, expected the file that the run wrote.") from None
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path}: not UTF-8 ({error}); it was changed after the run wrote it.") from None
+
+
+def read_as(value: Any, kind: Any, place: Path | str) -> Any:
+    try:
+        return read_value(value, kind, "")
+    except Misfit as misfit:
+        raise RunError(f"{place}: {misfit}; it was changed after the run wrote it.") from None
+
+
+SEAL = "seal.json"
+
+
+def write_seal(folder: Path, files: Mapping[str, Path]) -> None:
+    """Write the SHA-256 of files, by the names that they have or will have in a folder, into its seal.json."""
+    write_json(folder / SEAL, {name: hash_file(path) for name, path in sorted(files.items())})
+
+
+def check_seal(folder: Path, mend: str) -> None:
+    """Raise where a file is not as it was when the folder was sealed; `mend` says what then helps.
+
+    Raises:
+        Refusal: one was changed, or is missing.
+        RunError: there is no seal.
+    """
+    for name, digest in read_json(folder / SEAL, Mapping[str, str]).items():
+        path = folder / name
+        if not path.is_file() or hash_file(path) != digest:
+            found = "changed after it was written" if path.is_file() else "missing"
+            raise Refusal(f"{path}: {found} (its SHA-256 is not that in {folder / SEAL}). {mend}")
 
 
 def hash_file(path: Path) -> str:

@@ -35,6 +35,7 @@ from sft.plots import plot_loss
 from sft.preflight import Preflight
 from sft.progress import ProgressLog, start_tracker
 from sft.recipe import dump_yaml
+from sft.records import Environment, LogLine, TrainerState
 from sft.run_dir import Run, find_training, list_checkpoints, name_beside, replace_run, settle_replacement
 from sft.splits import SPLITS
 from sft.storage import PROJECT, read_json, read_json_lines, write_json, write_json_lines, write_text
@@ -124,7 +125,7 @@ def find_start(run: Run, preflight: Preflight, overwrite: bool, elastic: bool = 
             "--resume_from_checkpoint true goes on from it, --overwrite starts again."
         )
     changed = find_changes(run, preflight)
-    environment = read_json(run.environment_path)  # not kept: it is written anew
+    environment = read_json(run.environment_path, Environment)  # not kept: it is written anew
     processes, sharding = preflight.machine.processes.num_processes, preflight.machine.sharding
     if environment["processes"] != processes and not (elastic and sharding != "deepspeed"):
         changed.append("number of processes")
@@ -162,7 +163,7 @@ def find_changes(run: Run, preflight: Preflight) -> list[str]:
     ]
     described = preflight.describe_data()
     changed += [key for key in ("splits", "prompt", "targets") if run.manifest[key] != described[key]]
-    base = read_json(run.environment_path)["base"]
+    base = read_json(run.environment_path, Environment)["base"]
     return changed + (["base model"] if base != preflight.base.describe() else [])
 
 
@@ -189,7 +190,7 @@ def open_run_dir(run: Run, preflight: Preflight, checkpoint: Path | None) -> Non
             write_json(run.manifest_path, preflight.describe_data())
         else:
             state_path = checkpoint / "trainer_state.json"
-            trained = read_json(state_path)
+            trained = read_json(state_path, TrainerState)
             if best := trained.get("best_model_checkpoint"):  # the folder may have been moved
                 write_json(
                     state_path, trained | {"best_model_checkpoint": str(run.checkpoints / Path(best).name)}
@@ -209,7 +210,10 @@ def trim_log(run: Run, step: int) -> None:
     for text in run.log_path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-    write_json_lines(run.log_path, [line for line in lines if line["step"] <= step])
+    write_json_lines(
+        run.log_path,
+        [line for line in lines if isinstance(line, dict) and line.get("step", step + 1) <= step],
+    )
 
 
 def describe_environment(
@@ -263,8 +267,8 @@ def record_training(trainer: SFTTrainer, run: Run, machine: Machine) -> None:
     """Record what the training took, and draw its loss."""
     if not trainer.accelerator.is_main_process:
         return
-    environment = read_json(run.environment_path)
-    log = read_json_lines(run.log_path)
+    environment = read_json(run.environment_path, Environment)
+    log = read_json_lines(run.log_path, LogLine)
     environment["training"] = {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,

@@ -29,6 +29,7 @@ def test_a_finished_run_holds_what_the_readme_says(mini_run: Path) -> None:
     assert {name for name in list_files(mini_run) if not name.startswith(("eval/", "publish/"))} == {
         "recipe.yaml",
         "environment.json",
+        "seal.json",
         "data/manifest.json",
         "data/train.jsonl",
         "data/validation.jsonl",
