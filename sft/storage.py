@@ -121,7 +121,7 @@ SEAL = "seal.json"
 
 
 def write_seal(folder: Path, files: Mapping[str, Path]) -> None:
-    """Write the SHA-256 of files, by the names that they have or will have in a folder, into its seal.json."""
+    """Write the SHA-256 of files, by their (future) names in a folder, into its seal.json."""
     write_json(folder / SEAL, {name: hash_file(path) for name, path in sorted(files.items())})
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from eval.recheck import read_evaluation
-from eval.results import RESULTS, SCHEMA, OtherSchema, Results, list_fields, read_results
+from eval.results import RESULTS, SCHEMA, OtherSchema, Results, read_results
 from sft.command import RunError
 from sft.run_dir import Run
 from sft.storage import PROJECT, read_json
+from sft.typed_json import list_fields
 
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 SCHEMA_FILE = PROJECT / "eval" / "results.schema.json"

@@ -17,7 +17,7 @@ from eval.generate import load_rewriter
 from eval.results import SCHEMA
 from publish.card import list_metrics
 from publish.folder import write_publish_folder
-from publish.verify import check_files, download, main
+from publish.verify import check_files, compare_scores, download, main, rerun
 from sft.command import InputError
 from sft.hub import HubFailure
 from sft.run_dir import Run
@@ -268,3 +268,48 @@ def test_a_base_from_a_hub_that_fails(hub: HubDouble, files: Files, mini_base: P
 def test_a_base_outside_of_the_project_is_refused(name: str, files: Files, tmp_path: Path) -> None:
     files = edit_results("base", "name", value=name)(edit_config(base_model_name_or_path=name)(files))
     assert "settings that can be used" in list_failed(files, tmp_path)
+
+
+def tamper(results: Any, path: str, value: Any) -> None:
+    *parts, last = path.split(".")
+    for part in parts:
+        results = results[int(part) if part.isdecimal() else part]
+    assert results[last] != value
+    results[last] = value
+
+
+INVENTED = [
+    ("systems.adapter.joint.value", 0.999),
+    ("systems.adapter.toxicity.value", 0.001),
+    ("systems.adapter.bleu.high", 99.0),
+    ("systems.copy.bleu.value", 12.3),
+    ("systems.delete.chrf.value", 12.3),
+    ("systems.base.bleu.value", 12.3),
+    ("ceiling.systems.human.bleu.value", 33.3),
+    ("ceiling.rows", 1),
+    ("differences.copy.bleu.low", 50.0),
+    ("slices.0.systems.copy.bleu.value", 1.0),
+    ("stress.0.passed", 99),
+    ("toxicity_accuracy", 0.999),
+]
+
+
+@pytest.mark.slow
+def test_rerun_makes_every_row_again(
+    mini_run: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up score fails, whatever card and results say of one another; nothing else does."""
+    for name in ("results.json", "recipe.yaml"):
+        (tmp_path / name).write_bytes(files[name])
+    monkeypatch.setattr("eval.adapter.download_adapter", lambda *_: find_adapter(str(mini_run)))
+    source = Run(mini_run).recipe.data.source
+    checks = rerun(REPO, tmp_path, source)
+    assert len(checks) > 200
+    assert not [check for check in checks if not check.holds]
+    made_again = json.loads(files["results.json"])
+    for path, value in INVENTED:
+        results = json.loads(files["results.json"])
+        tamper(results, path, value)
+        failed = [check.what for check in compare_scores(results, made_again) if not check.holds]
+        assert len(failed) == 1, path
+        assert path.rpartition(".")[2] in failed[0]
