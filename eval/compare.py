@@ -48,7 +48,7 @@ def main() -> None:
         raise InputError(f"found {' '.join(arguments.runs)}, expected two different runs at least.")
     comparison = compare_runs([open_run(name) for name in arguments.runs], arguments.rows)
     if arguments.json:
-        print(json.dumps(write_value(comparison), indent=2, ensure_ascii=False))
+        print(json.dumps(write_value(comparison), indent=2))
     else:
         print_comparison(comparison)
 
@@ -101,13 +101,13 @@ def compare_runs(runs: Sequence[Run], rows: int) -> Comparison:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from eval.tables import format_interval, name_metrics
+    from sft.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     table = Table("metric", title=f"{comparison.data.rows:,} rows")
     for name in (*comparison.systems, *comparison.differences):
         table.add_column(Text(name))

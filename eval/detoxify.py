@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 
-from sft.command import InputError, run_command
+from sft.command import InputError, run_command, show
 from sft.data import clean_text
 from sft.files import is_unicode
 
@@ -44,7 +44,7 @@ def main() -> None:
                 if arguments.json
                 else clean_text(rewrite)
             )
-            print(line, flush=True)
+            print(show(line) if sys.stdout.isatty() else line, flush=True)
 
 
 def read_lines() -> Iterator[str]:

@@ -309,11 +309,12 @@ def open_journal(folder: Path | None, process: int) -> Iterator[TextIO | None]:
 
 def make_progress(label: str | None, number: int) -> Any:
     """Return a progress bar, shown only with a label; without a terminal for it, a line says what is done."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from sft.terminal import Terminal
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if label is not None and not console.is_terminal:
         console.print(f"{label}: {count(number, 'sentence')}", highlight=False)
     return Progress(

@@ -19,6 +19,7 @@ from eval.tables import (
     tabulate_systems,
     tabulate_unrewritten,
 )
+from sft.command import show
 from sft.lexicon import WORD, normalise_word
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
@@ -40,7 +41,11 @@ def render_page(
     import jinja2
 
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+        finalize=lambda value: show(value) if type(value) is str else value,
     )
     environment.filters |= {"system": name_system, "words": lambda text: mask_words(text, lexicon)}
     images = {

@@ -11,7 +11,7 @@ from eval.plots import plot_lengths, plot_scores
 from eval.results import GENERATED, RESULTS, Results
 from eval.scoring import Evaluation
 from eval.tables import SYSTEMS, print_scores, tabulate_protocol, tabulate_unrewritten
-from sft.command import count
+from sft.command import count, show
 from sft.run_dir import Run
 from sft.storage import write_json, write_json_lines, write_seal, write_text
 
@@ -71,7 +71,7 @@ def format_samples(lines: Sequence[Mapping[str, Any]], number: int, source: str)
 
 def escape_markdown(text: str) -> str:
     """Return `text` as one line that renders as itself in Markdown: no markup, HTML, cell or link."""
-    line = html.escape(" ".join(text.split()), quote=False)
+    line = html.escape(show(" ".join(text.split())), quote=False)
     # An underscore between letters or digits is none of Markdown's; query_key_value stays readable.
     markup = r"[\\`*{}\[\]#|~$@^]|_(?![^\W_])|(?<![^\W_])_"
     line = re.sub(markup, lambda match: f"&#{ord(match[0])};", line)
@@ -81,10 +81,11 @@ def escape_markdown(text: str) -> str:
 
 def print_report(run: Run, folder: Path, results: Results, lines: Sequence[Mapping[str, Any]]) -> None:
     """Print an evaluation's score tables, three of its predictions, and where its files are."""
-    from rich.console import Console
     from rich.text import Text
 
-    console, data = Console(), results.data
+    from sft.terminal import Terminal
+
+    console, data = Terminal(), results.data
     title = f"{data.split or 'all'} rows of {data.source}: {data.rows:,}"
     if data.rows < data.rows_of:
         title += f", the first of {data.rows_of:,}"
@@ -113,11 +114,12 @@ def print_report(run: Run, folder: Path, results: Results, lines: Sequence[Mappi
 
 def print_further_tables(results: Results) -> None:
     """Print the scores of the protocols, and of sentences that annotators could not rewrite."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from sft.terminal import Terminal
+
+    console = Terminal()
     for part in results.protocols:
         head, *rows = tabulate_protocol(part)
         table = Table(*head, title=part.source, caption=part.note)

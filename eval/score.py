@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parse_arguments()
     results = score_files(arguments.predictions, arguments.references, arguments.train)
     if arguments.json:
-        print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(results.to_json(), indent=2))
         return
 
     from eval.tables import print_scores

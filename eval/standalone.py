@@ -6,6 +6,7 @@ It imports nothing of this project, since a Space carries this file as it is; th
 
 import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,6 +185,17 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked in generation, so any token will do
     return tokenizer
+
+
+HIDDEN = re.compile(  # as in sft/command.py
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+)
+
+
+def show(text: str) -> str:
+    """Return a text in which what would steer its reader, unseen, is written out."""
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def clean_text(text: str) -> str:

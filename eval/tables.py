@@ -141,11 +141,12 @@ def tabulate_unrewritten(part: Unrewritten) -> list[list[str]]:
 
 def print_scores(scored: Scored, title: str) -> None:
     """Print the table of the systems' scores, and the first one's differences to the others."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from sft.terminal import Terminal
+
+    console = Terminal()
     labels = {name: label for name, label in name_metrics(scored.systems).items() if name in PRINTED}
     table = Table("", *labels.values(), title=Text(title))
     for label, scores in tabulate_systems(scored).items():

@@ -175,10 +175,11 @@ def validate(judged: Sequence[Judged], train: Sequence[Example], left_out: int) 
 
 def print_validation(validation: Mapping[str, Any]) -> None:
     """Print a line for each metric and judgement."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from sft.terminal import Terminal
+
+    console = Terminal()
     console.print(
         f"{validation['systems']} systems, {validation['sentences']} sentences, {validation['outputs']:,} "
         "outputs. "

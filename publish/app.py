@@ -11,6 +11,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
+try:
+    from eval.standalone import show
+except ImportError:  # a Space has it beside this file
+    from standalone import show  # type: ignore[no-redef]
+
 ADAPTER = ""  # the Hub id, in a Space
 LONGEST = 500  # characters
 MOST_WAITING = (
@@ -96,7 +101,7 @@ def describe_settings(results: Mapping[str, Any]) -> str:
 
 def escape(value: object) -> str:
     """Return a value as one line that renders as itself in Markdown, as eval.report.escape_markdown does."""
-    line = html.escape(" ".join(str(value).split()), quote=False)
+    line = html.escape(show(" ".join(str(value).split())), quote=False)
     markup = r"[\\`*{}\[\]#|~$@^]|_(?![^\W_])|(?<![^\W_])_"
     line = re.sub(markup, lambda match: f"&#{ord(match[0])};", line)
     line = line.replace("://", "&#58;//").replace("www.", "www&#46;")

@@ -20,7 +20,7 @@ from eval.tables import (
     tabulate_systems,
     tabulate_unrewritten,
 )
-from publish.licence import LICENSES, has_license_text, is_rail
+from publish.licence import LICENSE_ID, LICENSES, has_license_text, is_rail
 from sft.command import Refusal, count
 from sft.prompt import format_prompt
 
@@ -341,7 +341,7 @@ def find_metadata_faults(metadata: Mapping[str, Any]) -> list[str]:
         if not HUB_ID.fullmatch(str(name)) or name is None:
             faults.append(f"{key}: found {name!r}, expected the id of a Hub repository")
     license = metadata.get("license")
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(license)):
+    if license is not None and not LICENSE_ID.fullmatch(str(license)):
         faults.append(
             f"license: found {license!r}, expected a licence id such as apache-2.0. "
             "Name it as publish.license"

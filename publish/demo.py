@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from publish.card import BEGIN, END, split_card
 from publish.folder import describe_files
 from publish.hub import Remote, Target, call_again, check_online, connect, explain_failure, list_errors
+from publish.licence import LICENSE_ID
 from publish.push import plan_push, push
 from publish.run import check_repo_id, describe_push
 from publish.scan import refuse_private
@@ -127,7 +128,7 @@ def build_space(adapter: str, results: dict[str, Any], license: Any, title: str)
         "app_file": "app.py",
         "models": [adapter, base["name"]],
     }
-    metadata |= {"license": license} if isinstance(license, str) else {}
+    metadata |= {"license": license} if isinstance(license, str) and LICENSE_ID.fullmatch(license) else {}
     card = SPACE_CARD.format(metadata=dump_yaml(metadata), begin=BEGIN, end=END, adapter=adapter)
     app = APP.read_text(encoding="utf-8").replace('ADAPTER = ""', f"ADAPTER = {json.dumps(adapter)}", 1)
     pins = "".join(f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in REQUIREMENTS)

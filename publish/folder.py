@@ -138,10 +138,11 @@ def describe_files(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def print_plan(run: Run, files: Mapping[str, bytes]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from sft.terminal import Terminal
 
     table = Table("file", "bytes", "sha256", title=f"{run.publish}: what a push commits")
     for file in describe_files(files):
         table.add_row(file["name"], f"{file['bytes']:,}", file["sha256"][:16])
-    Console().print(table)
+    Terminal().print(table)

@@ -1,9 +1,11 @@
 """Licences: what the LICENSE file of an adapter says, and which are passed on with it."""
 
+import re
 from pathlib import Path
 
 BLOOM_LICENSE = Path(__file__).parent / "bigscience-bloom-rail-1.0.txt"  # as BigScience has published it
 LICENSED = "This adapter is licensed under "  # by which a LICENSE file is known as one of ours
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 LICENSES = {
     "apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
     "mit": "https://opensource.org/license/mit",

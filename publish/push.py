@@ -112,11 +112,12 @@ class Plan:
         }
 
     def print(self, target: Target) -> None:
-        from rich.console import Console
         from rich.syntax import Syntax
         from rich.table import Table
 
-        console = Console()
+        from sft.terminal import Terminal
+
+        console = Terminal()
         table = Table("file", "bytes", "on the Hub", title=f"{target.repo_id}, {target.revision}")
         for change in self.changes:
             table.add_row(change.name, f"{change.size:,}", change.state)

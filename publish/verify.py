@@ -307,13 +307,14 @@ def show_number(value: Any) -> str:
 
 
 def print_checks(checks: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from sft.terminal import Terminal
 
     table = Table("", "what", "said", "found")
     for check in checks:
         table.add_row("holds" if check.holds else "FAILS", check.what, check.said[:44], check.found[:44])
-    Console().print(table)
+    Terminal().print(table)
 
 
 def parse_arguments() -> argparse.Namespace:

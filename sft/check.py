@@ -5,8 +5,6 @@ import json
 import statistics
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +15,7 @@ from sft.preflight import AUTO_BATCH, Preflight, inspect_recipe
 from sft.recipe import dump_yaml, parse_command
 from sft.splits import SPLITS, hash_examples
 from sft.targets import Targets
+from sft.terminal import Terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +52,7 @@ MEMORY = {
 
 
 def print_preflight(preflight: Preflight) -> None:
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     console.rule("recipe, resolved")
     if preflight.precision_note:
         console.print(preflight.precision_note, style="yellow")
@@ -73,12 +72,12 @@ def print_preflight(preflight: Preflight) -> None:
     print_memory(preflight, console)
 
 
-def print_corpus(preflight: Preflight, console: Console) -> None:
+def print_corpus(preflight: Preflight, console: Terminal) -> None:
     """Print where the rows are from, and what the cleaning dropped of them."""
     source, counts = preflight.corpus.source, preflight.corpus.counts
-    console.print(f"source    {escape(source.name)}" + (f" at {source.revision}" if source.revision else ""))
+    console.print(f"source    {source.name}" + (f" at {source.revision}" if source.revision else ""))
     for name, digest in source.files.items():
-        console.print(f"          {escape(name)}  sha256 {digest}")
+        console.print(f"          {name}  sha256 {digest}")
     table = Table(show_header=False, box=None)
     for key, label in COUNTS.items():
         style = "bold" if key in ("examples", "references") else ""
@@ -94,7 +93,7 @@ def print_corpus(preflight: Preflight, console: Console) -> None:
         )
 
 
-def print_splits(preflight: Preflight, console: Console) -> None:
+def print_splits(preflight: Preflight, console: Terminal) -> None:
     """Print sizes, hashes and lengths in tokens of the splits."""
     table = Table("split", "sentences", "pairs", "too long", "sha256", title="splits by source sentence")
     title = "tokens a pair: prompt, answer, end"
@@ -111,7 +110,7 @@ def print_splits(preflight: Preflight, console: Console) -> None:
     console.print(lengths_table)
 
 
-def print_training_rows(preflight: Preflight, console: Console) -> None:
+def print_training_rows(preflight: Preflight, console: Terminal) -> None:
     """Print what is trained on beside the split's own pairs, and what is left out."""
     data, trained = preflight.recipe.data, preflight.training_pairs
     if trained["swaps"] or trained["inserts"] or data.closest:
@@ -124,21 +123,21 @@ def print_training_rows(preflight: Preflight, console: Console) -> None:
     if preflight.targets:
         sentences = len(preflight.splits["train"])
         for line in describe_targets(preflight.targets, sentences, data.targets_only):
-            console.print(escape(line))
+            console.print(line)
     passed = "leak check: passed. No source sentence, nor a rewrite that is one, stands in two splits."
     console.print(passed, highlight=True)
     length = f"max_length {preflight.recipe.trl['max_length']}"
     console.print(f"{length}: longer pairs are left out of training; an answer is never cut.")
 
 
-def print_model(preflight: Preflight, console: Console) -> None:
+def print_model(preflight: Preflight, console: Terminal) -> None:
     base, (trainable, total) = preflight.base, preflight.parameters
     where = f"at {base.revision}" if base.revision else "a local folder"
-    console.print(f"{escape(base.name)}, {where}: {total - trainable:,} parameters, frozen")
+    console.print(f"{base.name}, {where}: {total - trainable:,} parameters, frozen")
     console.print(f"trainable parameters: {trainable:,} ({trainable / total:.2%} of {total:,})")
 
 
-def print_memory(preflight: Preflight, console: Console) -> None:
+def print_memory(preflight: Preflight, console: Terminal) -> None:
     trl, fit = preflight.recipe.trl, preflight.fit
     checkpointing = f"activation checkpointing {'on' if trl['activation_checkpointing'] else 'off'}"
     if fit is None:

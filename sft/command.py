@@ -43,6 +43,18 @@ class Refusal(RunError):
     status = 3
 
 
+# What steers a terminal or a reader in place of being seen: controls, the direction of text, tags.
+HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+)
+
+
+def show(text: str) -> str:
+    r"""Return a text in which each hidden character is written out, as \x1b; line breaks and tabs stay."""
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def parse_count(text: str) -> int:
     """Return a whole number above 0, for argparse."""
     if not text.isdecimal() or int(text) == 0:
@@ -64,7 +76,7 @@ def is_main_process() -> bool:
 def tell_once(text: str) -> None:
     """Print a line on standard error, from the main process alone, and the same line once."""
     if is_main_process():
-        print(text, file=sys.stderr)
+        print(show(text), file=sys.stderr)
 
 
 def exit_with(error: InputError) -> NoReturn:
@@ -73,7 +85,8 @@ def exit_with(error: InputError) -> NoReturn:
     A command that was asked for JSON gets it on standard output, too.
     """
     if is_main_process():
-        print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
+        text = show(str(error))
+        print(f"error: {text}" if "\n" not in text else f"errors:\n{text}", file=sys.stderr)
         if "--json" in sys.argv:
             print(json.dumps({"error": str(error), "status": error.status} | error.report))
     raise SystemExit(error.status)

@@ -3,13 +3,12 @@
 import argparse
 import json
 
-from rich.console import Console
-
 from sft.command import explain_shortage, run_command, tell_once
 from sft.preflight import AUTO_BATCH, inspect_recipe
 from sft.recipe import parse_command
 from sft.run_dir import hold_run
 from sft.storage import hash_file
+from sft.terminal import Terminal
 
 RESUME = "start if no run is there, go on if one was interrupted, end with 0 if it is finished"
 GO_ON = "The same command with --resume_from_checkpoint true goes on from the last checkpoint."
@@ -50,7 +49,7 @@ def main() -> None:
     )
 
     run = choose_run(preflight, arguments.overwrite)
-    console = Console(stderr=arguments.json)
+    console = Terminal(stderr=arguments.json)
     if arguments.resume and is_done(run, preflight):
         tell_once(f"{run.root}: finished already, nothing is changed")
         return
