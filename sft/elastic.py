@@ -5,7 +5,7 @@ from typing import Any
 
 from sft.command import RunError
 from sft.preflight import Preflight
-from sft.records import Environment, TrainerState
+from sft.records import Processes, TrainerState
 from sft.run_dir import Run
 from sft.storage import read_json
 
@@ -17,7 +17,7 @@ def list_segments(run: Run, preflight: Preflight, checkpoint: Path | None) -> li
     step, segments = 0, []
     if checkpoint:
         step = read_json(checkpoint / "trainer_state.json", TrainerState)["global_step"]
-        environment = read_json(run.environment_path, Environment)
+        environment = read_json(run.environment_path, Processes)
         before = environment.get("elastic") or [{"from_step": 0, "processes": environment["processes"]}]
         segments = [segment for segment in before if segment["from_step"] < step]
     processes = preflight.machine.processes.num_processes

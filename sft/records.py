@@ -102,18 +102,24 @@ class Training(TypedDict):
     elastic: NotRequired[tuple[Segment, ...]]
 
 
-class Environment(TypedDict):
+class Processes(TypedDict):
+    """How many processes a training has had; `elastic` where the number changed."""
+
+    processes: int
+    elastic: NotRequired[tuple[Segment, ...] | None]
+
+
+class Environment(Processes):
     """environment.json; `training` is there once the training has ended."""
 
     command: str
-    processes: int
+    recipe_sha256: NotRequired[str]
     base: BaseRecord
     parameters: Parameters
     asked: Mapping[str, Any]
     git_commit: str | None
     versions: Mapping[str, str]
     hardware: Hardware
-    elastic: NotRequired[tuple[Segment, ...] | None]
     training: NotRequired[Training]
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,8 +144,11 @@ class Run:
         return self.root / "publish"
 
     def seal(self, adapter: Path) -> None:
-        """Record the hash of each file of the training; `adapter` is where the adapter's two still lie."""
-        paths = [self.recipe_path, self.environment_path, self.manifest_path, self.log_path]
+        """Record the hash of each file of the training; `adapter` is where the adapter's two still lie.
+
+        Of the recipe, environment.json has a hash: `eval` and `publish` in it may be changed afterwards.
+        """
+        paths = [self.environment_path, self.manifest_path, self.log_path]
         paths += [self.split_path(split) for split in SPLITS]
         files = {path.relative_to(self.root).as_posix(): path for path in paths}
         files |= {
@@ -155,6 +160,11 @@ class Run:
     def check_seal(self) -> None:
         """Raise where a file of the training is not as the training wrote it (see sft.storage.check_seal)."""
         check_seal(self.root, "Restore it, or train again.")
+        if hash_training(self.recipe.values()) != self.environment.get("recipe_sha256"):
+            raise Refusal(
+                f"{self.recipe_path}: not what the run was trained with. Restore it, or train again; "
+                "only the sections eval and publish may be changed."
+            )
 
     def is_run(self) -> bool:
         return self.recipe_path.is_file()
@@ -175,6 +185,13 @@ class Run:
             shutil.rmtree(self.root / name, ignore_errors=True)
         for path in (self.root / SEAL, self.environment_path, self.log_path, self.recipe_path):
             path.unlink(missing_ok=True)
+
+
+def hash_training(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a recipe's resolved values, as far as the training depends on them."""
+    others = ("eval", "publish", "output_dir", "resume_from_checkpoint")
+    text = json.dumps({key: values[key] for key in values if key not in others}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def list_checkpoints(parent: Path) -> list[Path]:

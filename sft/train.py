@@ -36,7 +36,15 @@ from sft.preflight import Preflight
 from sft.progress import ProgressLog, start_tracker
 from sft.recipe import dump_yaml
 from sft.records import Environment, LogLine, TrainerState
-from sft.run_dir import Run, find_training, list_checkpoints, name_beside, replace_run, settle_replacement
+from sft.run_dir import (
+    Run,
+    find_training,
+    hash_training,
+    list_checkpoints,
+    name_beside,
+    replace_run,
+    settle_replacement,
+)
 from sft.splits import SPLITS
 from sft.storage import PROJECT, read_json, read_json_lines, write_json, write_json_lines, write_text
 from sft.stream import RowSettings, stream_training_rows
@@ -227,6 +235,7 @@ def describe_environment(
         "processes": segments[-1]["processes"],
         "elastic": segments if len(segments) > 1 else None,
         "sharding": preflight.machine.sharding,
+        "recipe_sha256": hash_training(preflight.resolve_values()),
         "base": preflight.base.describe(),
         "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
         "asked": preflight.asked,

@@ -79,6 +79,7 @@ def test_other_rows_are_refused(mini_run: Path, tmp_path: Path, call_main: Main)
         lines = [{"id": e.id, "toxic": e.toxic, "references": e.references} for e in examples]
         write_json_lines(run.split_path(split), lines)
     write_json(run.manifest_path, preflight.describe_data())
+    run.seal(run.adapter)
     texts = [example.toxic for example in preflight.splits["test"]]
     evaluate_again(run, {"adapter": texts}, call_main)
     with pytest.raises(

@@ -31,7 +31,7 @@ def test_every_training_sentence_has_one_target_of_those_offered(taught: tuple[P
     assert [row["by"] == "people" for row in rows] == people
     assert header["from_people"] == sum(people)
     assert all(row["target"] != example.toxic for row, example in zip(rows, examples, strict=True))
-    assert header["teacher"]["adapter"] == open_adapter(run).describe()
+    assert header["teacher"]["adapter"] == open_adapter(run).hashes
     assert header["splits"] == {
         split: part["sha256"] for split, part in read_json(run.manifest_path)["splits"].items()
     }
@@ -205,7 +205,14 @@ def test_a_teacher_taught_by_an_unknown_one_is_unknown(mini_run: Path, tmp_path:
     adapter = open_adapter(Run(mini_run))
     assert check_teacher(str(teacher.root), adapter, Run(mini_run)) == "nothing held out"
     manifest = read_json(teacher.manifest_path)
-    manifest["targets"] = {"teacher": {"has_seen": "unknown"}}
+    parts = {"file": "t.jsonl", "sha256": "0", "sentences": 1, "rule": "r", "from_people": 0, "alone": True}
+    taught = {
+        "name": "t",
+        "adapter": {"sha256": "0"},
+        "base": {"name": "b", "revision": None},
+        "num_beams": 8,
+    }
+    manifest["targets"] = parts | {"teacher": taught | {"has_seen": "unknown"}}
     write_json(teacher.manifest_path, manifest)
     assert check_teacher(str(teacher.root), adapter, Run(mini_run)) == "unknown"
     write_json(teacher.manifest_path, manifest | {"targets": None, "streaming": True})

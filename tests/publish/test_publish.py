@@ -33,7 +33,7 @@ from publish.folder import read_facts, write_publish_folder
 from publish.licence import BLOOM_LICENSE, write_license
 from publish.samples import choose_examples, mask_samples, write_samples
 from publish.verify import check_card
-from sft.command import Refusal, RunError
+from sft.command import Refusal, RunError, show
 from sft.data import clean_text
 from sft.recipe import load_recipe
 from sft.run_dir import Run
@@ -436,7 +436,7 @@ def check_texts(texts: Iterator[str]) -> str:
         elements, text = read_page(ours)
         assert elements == read_page(theirs)[0]
         assert count_markup(ours) == count_markup(theirs)
-        assert [line for line in seen if " ".join(line.split()) not in text] == []
+        assert [line for line in seen if show(" ".join(line.split())) not in text] == []
     return card
 
 

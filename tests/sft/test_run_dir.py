@@ -75,7 +75,7 @@ def test_changed_json_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="missing"):
         read_json(tmp_path / "b.json")
     (tmp_path / "c.jsonl").write_text(json.dumps({}) + os.linesep + "{")
-    with pytest.raises(RunError, match="not JSON lines"):
+    with pytest.raises(RunError, match=r"c\.jsonl:2: not JSON"):
         read_json_lines(tmp_path / "c.jsonl")
 
 
