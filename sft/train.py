@@ -205,7 +205,10 @@ def open_run_dir(run: Run, preflight: Preflight, checkpoint: Path | None) -> Non
                 )
             trim_log(run, trained["global_step"])
         segments = list_segments(run, preflight, checkpoint)
-        write_json(run.environment_path, describe_environment(preflight, checkpoint, segments))
+        environment = describe_environment(preflight, checkpoint, segments)
+        # Of the file as it is read back: `run` keeps what it has read, and may have read another.
+        environment["recipe_sha256"] = hash_training(Run(run.root).recipe.values())
+        write_json(run.environment_path, environment)
     state.wait_for_everyone()
 
 
@@ -235,7 +238,6 @@ def describe_environment(
         "processes": segments[-1]["processes"],
         "elastic": segments if len(segments) > 1 else None,
         "sharding": preflight.machine.sharding,
-        "recipe_sha256": hash_training(preflight.resolve_values()),
         "base": preflight.base.describe(),
         "parameters": {"trainable": preflight.parameters[0], "total": preflight.parameters[1]},
         "asked": preflight.asked,

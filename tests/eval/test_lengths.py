@@ -20,7 +20,7 @@ SHOTS = [Example("damn fool " * 60, ("you " * 40,))] * 4
 def test_text_beyond_the_learnt_positions(kind: str, ends: bool, mini_base: Path, tmp_path: Path) -> None:
     base = resolve_base(str(make_base(kind, mini_base, tmp_path / kind)))
     adapter = Adapter(
-        tmp_path, base, {}, GenerationSettings(1, 20, 4), {"pad_token": None, "eos_token": None}
+        tmp_path, base, {}, GenerationSettings(1, 20, 4), {"pad_token": None, "eos_token": None}, {}
     )
     assert check_lengths(adapter, ["you fool", ""], []) == []
     texts = ["you fool", "moron " * 600]

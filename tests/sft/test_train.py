@@ -450,7 +450,7 @@ def test_a_checkpoint_at_the_last_step_is_finished_work(
     assert Run(moved).environment["training"]["steps"] == 8
 
 
-@pytest.mark.parametrize("rate", ["1e30", "1e18"])
+@pytest.mark.parametrize("rate", ["1e12", "1e10"])
 def test_a_loss_that_is_not_finite_ends_the_training(
     rate: str, mini_arguments: list[str], call_main: Main, tmp_path: Path
 ) -> None:
