@@ -262,15 +262,18 @@ AGAIN = (
 
 def compare_scores(said: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Check]:
     """Yield a check for each number that was made again; those of systems that were not are left out."""
+    sizes = {f"slices.{part['by']} {part['slice']}": part["rows"] for part in found["slices"]}
+    sizes |= {"ceiling": found["ceiling"]["rows"]} if found.get("ceiling") else {}
     for section in AGAIN:
         values, others = dict(flatten(said.get(section), section)), dict(flatten(found.get(section), section))
         for place in values | others:
             one, other = values.get(place), others.get(place)
             if "few_shot" in place or (section == "stress" and not place.endswith(".passed")):
                 continue
-            yield Check(
-                f"{place}, made again", show_number(one), show_number(other), are_near(place, one, other)
-            )
+            size = next((size for part, size in sizes.items() if place.startswith(f"{part}.")), None)
+            near = NEAR * found["data"]["rows"] / size if size else NEAR  # one output weighs more on few rows
+            holds = are_near(place, one, other, near)
+            yield Check(f"{place}, made again", show_number(one), show_number(other), holds)
 
 
 def flatten(value: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -286,8 +289,8 @@ def flatten(value: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
-def are_near(place: str, one: Any, other: Any) -> bool:
-    """Say whether a value of results.json and the same made again agree."""
+def are_near(place: str, one: Any, other: Any, near: float) -> bool:
+    """Say whether a value of results.json and the same made again agree, within `near` of a score's range."""
     if type(one) is bool or not isinstance(one, int | float) or not isinstance(other, int | float):
         return bool(one == other)
     parts = place.split(".")
@@ -299,7 +302,7 @@ def are_near(place: str, one: Any, other: Any) -> bool:
         return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-4)
     metric = parts[-2] if parts[-1] in ("value", "low", "high") else parts[-1]
     largest = 100 if metric.startswith(("bleu", "chrf")) else 1
-    return abs(one - other) <= NEAR * largest * (3 if parts[0] == "slices" else 1)
+    return abs(one - other) <= near * largest
 
 
 def show_number(value: Any) -> str:

@@ -284,6 +284,7 @@ def test_a_student_of_another_base_says_on_its_card_who_taught_it(
     manifest = read_json(student / "data" / "manifest.json")
     manifest["targets"]["teacher"]["has_seen"] = "unknown"
     write_json(student / "data" / "manifest.json", manifest)
+    Run(student).seal(Run(student).adapter)
     call_main("publish.run", student)
     assert "**Whether its teacher was trained on" in (student / "publish" / "README.md").read_text(
         encoding="utf-8"

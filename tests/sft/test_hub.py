@@ -102,7 +102,7 @@ def test_bloom_recipe_from_the_hub_and_back(hub: HubDouble, served: dict[str, st
     assert done.returncode == 0, done.stderr
     checks = json.loads(done.stdout)["checks"]
     assert all(check["holds"] for check in checks)
-    assert {"SHA-256 of the weights", "BLEU on the card", "bleu, evaluated again"} <= {
+    assert {"SHA-256 of the weights", "BLEU on the card", "systems.adapter.bleu.value, made again"} <= {
         check["what"] for check in checks
     }
     repo = hub.repos["model", "me/bloom-detox"]
