@@ -360,14 +360,19 @@ def test_a_private_adapter_needs_a_secret_and_no_public_space(
 
 
 @pytest.mark.slow
-def test_what_is_private_is_not_put_into_a_space(hub: HubDouble, published: dict[str, str]) -> None:
+def test_a_licence_that_is_none_is_not_put_into_a_space(hub: HubDouble, published: dict[str, str]) -> None:
+    """Neither a path of somebody's machine, nor keys of the Space's own settings."""
     adapter = hub.repos["model", "me/adapter"]
-    card = b"---\nlicense: /home/jane/licence\n---\n"
-    adapter.commit_files("refs/heads/main", adapter.files | {"README.md": card})
-    done = run_python("-m", "publish.demo", "me/adapter", "--space", "me/demo", "--push", env=published)
-    assert done.returncode == 3
-    assert "a home directory" in done.stderr
-    assert ("space", "me/demo") not in hub.repos
+    for number, license in enumerate(("/home/jane/licence", '"mit\\nsdk: docker\\napp_port: 1"')):
+        card = f"---\nlicense: {license}\n---\n".encode()
+        adapter.commit_files("refs/heads/main", adapter.files | {"README.md": card})
+        name = f"me/demo{number}"
+        done = run_python("-m", "publish.demo", "me/adapter", "--space", name, "--push", env=published)
+        assert done.returncode == 0, done.stderr
+        space = hub.repos["space", name].files["README.md"].decode()
+        metadata = split_card(space)[0]
+        assert (metadata["sdk"], metadata.get("license"), metadata.get("app_port")) == ("gradio", None, None)
+        assert "jane" not in space
 
 
 @pytest.mark.slow
