@@ -17,8 +17,11 @@ from sft.storage import PROJECT
 os.environ.setdefault(
     "HF_HUB_OFFLINE", "1"
 )  # no test may reach out; those that need a Hub start their own double
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # A worker a core, with all that it starts: threads of two trainings on the same cores nearly stop each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 SHARED = PROJECT.parent / "shared" / "data"
 PARADETOX = SHARED / "paradetox.tsv"
 TINY = PROJECT / "recipes" / "tiny.yaml"

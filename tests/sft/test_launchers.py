@@ -78,7 +78,7 @@ def list_words(name: str, *words: object) -> list[str]:
 def run_launcher(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         list_words(name, *words), cwd=PROJECT, env=os.environ | ENVIRONMENT | variables, capture_output=True, text=True,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def count_steps(run: Run) -> int:
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400  # two processes may share one busy core
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what} in vain"
         time.sleep(0.1)
