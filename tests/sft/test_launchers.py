@@ -227,7 +227,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 os.kill(int(path.read_text()), signal.SIGTERM)
 
 
-SBIN = f"{os.environ['PATH']}:/usr/sbin"
+SBIN = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"  # the job's accelerate is this interpreter's
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
